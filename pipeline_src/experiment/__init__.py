@@ -1,0 +1,1 @@
+"""Runs: specifications in, records out."""

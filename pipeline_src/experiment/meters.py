@@ -1,0 +1,162 @@
+"""Seconds and bytes: the only place that touches a clock or the allocator.
+
+Memory is read at the allocator, not estimated. On a GPU the caching allocator keeps the
+books; on a CPU the profiler reports every allocation and release of tensor memory,
+compiled kernels included, and the same sums are formed from these reports. CUDA's
+allocator hands out multiples of 512 bytes, so each CPU allocation is rounded up to them
+too: the same computation then shows the same bytes on both devices.
+"""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+ALLOCATION_UNIT = 512  # bytes; the granularity of CUDA's caching allocator
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What one call did to the memory of a device, in bytes.
+
+    Args:
+        held: allocated by the call and still alive when it returned.
+        peak: the largest amount alive at once during the call, above what was alive
+            when it began.
+    """
+
+    held: int
+    peak: int
+
+
+def allocated_bytes(nbytes: int) -> int:
+    """What the allocator spends on one tensor of nbytes."""
+    return -(-nbytes // ALLOCATION_UNIT) * ALLOCATION_UNIT
+
+
+def resident_bytes(tensors: Iterable[Tensor]) -> int:
+    """Allocated bytes behind tensors, each storage counted once."""
+    sizes = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = allocated_bytes(storage.nbytes())
+    return sum(sizes.values())
+
+
+def measure_memory(
+    call: Callable[[], Result], device: torch.device
+) -> tuple[Result, MemoryUse]:
+    """Run a call and report the memory it held and needed.
+
+    Run it once before, so that compilation and lazy initialisation are not counted.
+    """
+    if device.type == "cuda":
+        return _measure_cuda(call, device)
+    return _measure_cpu(call)
+
+
+def measure_time(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a call takes, the device's queued work included."""
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+class StepClock:
+    """Times repeated steps without making the device wait between them.
+
+    Use as a context around each step. On a GPU it leaves events in the stream, which
+    `median` reads once everything is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Start with no steps."""
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def __enter__(self) -> None:
+        """Begin a step."""
+        self._mark()
+
+    def __exit__(self, *exception: object) -> None:
+        """End a step."""
+        self._mark()
+
+    def median(self) -> float:
+        """Median of the seconds per step; NaN without steps."""
+        if not self._marks:
+            return math.nan
+        pairs = zip(self._marks[0::2], self._marks[1::2], strict=True)
+        if not self._on_gpu:
+            return statistics.median(end - start for start, end in pairs)
+        torch.cuda.synchronize()
+        return statistics.median(start.elapsed_time(end) / 1e3 for start, end in pairs)
+
+    def _mark(self) -> None:
+        if self._on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _measure_cuda(
+    call: Callable[[], Result], device: torch.device
+) -> tuple[Result, MemoryUse]:
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    result = call()
+    torch.cuda.synchronize(device)
+    held = torch.cuda.memory_allocated(device) - before
+    peak = torch.cuda.max_memory_allocated(device) - before
+    return result, MemoryUse(held=held, peak=peak)
+
+
+def _measure_cpu(call: Callable[[], Result]) -> tuple[Result, MemoryUse]:
+    # The profiler's own log lines; read when the profiler is loaded.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        result = call()
+    alive: dict[int, int] = {}
+    now = peak = 0
+    for pointer, size in _cpu_events(profiler):
+        if size > 0:
+            alive[pointer] = allocated_bytes(size)
+            now += alive[pointer]
+        else:
+            # A release of what the call did not allocate frees memory all the same.
+            now -= alive.pop(pointer, allocated_bytes(-size))
+        peak = max(peak, now)
+    return result, MemoryUse(held=sum(alive.values()), peak=peak)
+
+
+def _cpu_events(profiler: Any) -> list[tuple[int, int]]:
+    """(address, bytes; negative for a release) of each CPU event, in order of time."""
+    found: list[tuple[int, int, int]] = []
+    nodes = list(profiler.profiler.kineto_results.experimental_event_tree())
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children
+        if node.name == "[memory]" and str(node.extra_fields.device) == "cpu":
+            fields = node.extra_fields
+            found.append((node.start_time_ns, fields.ptr, fields.alloc_size))
+    # Events of one nanosecond keep the order in which they were recorded.
+    return [(pointer, size) for _, pointer, size in sorted(found, key=lambda e: e[0])]

@@ -1,0 +1,144 @@
+"""What one run is, as plain frozen values: no torch, no files.
+
+A run is a *cell*: a graph, a model, a method and a block of seeds, trained by one job
+in one process and kept in one record. A cell's name depends on nothing but its own
+values, so cells never renumber when others are added.
+
+    >>> method = MethodSpec("block64", "G/R = 64", "exact", 2, 8, 64, "even")
+    >>> model = ModelSpec("sage-2x64", "sage", 2, 64, 0.5, True)
+    >>> training = TrainingSpec(60, 0.01, 0.0, 0.5, "cross_entropy")
+    >>> RunSpec("digits", model, method, training, (0, 1, 2)).cell
+    'digits-sage-2x64-block64-s0to2'
+
+Device and compilation are part of a RunSpec, but never of the text that decides
+whether a run is repeated (`to_params`): a run stays valid on another machine.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_BLOCK_SIZE = 1024  # the published kernels cap a block at this many values
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network: `num_layers` convolutions of one kind, `hidden` features between."""
+
+    name: str
+    layer: str  # "sage" or "gcn"
+    num_layers: int
+    hidden: int
+    dropout: float
+    batch_norm: bool
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What an operation keeps for backward, and in which form."""
+
+    name: str
+    label: str  # as figures and tables print it
+    policy: str  # "full": all that PyTorch keeps; "exact": the published layout
+    bits: int = 32  # of one code; 32 means not compressed
+    projection_ratio: int = 1  # num_features / num_projected (papers: D/R)
+    rows_per_block: int = 1  # projected rows that share one scale (papers: G/R)
+    boundaries: str = "even"  # or "clipped_normal"
+    max_block_size: int = MAX_BLOCK_SIZE  # values
+
+    @property
+    def needs_boundaries(self) -> bool:
+        """True when training reads its bin edges from the solver's table."""
+        return self.boundaries == "clipped_normal"
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Adam on the full graph."""
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    gradient_clip: float | None  # largest norm of the whole gradient
+    loss: str  # "cross_entropy" or "log_cross_entropy"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One cell: a graph, a model, a method and a block of neighbouring seeds."""
+
+    graph: str
+    model: ModelSpec
+    method: MethodSpec
+    training: TrainingSpec
+    seeds: tuple[int, ...]
+    device: str = "auto"  # "auto", "cpu" or "cuda"; resolved inside the job
+    compile: str = "auto"  # "auto", "true" or "false"
+
+    def __post_init__(self) -> None:
+        first = self.seeds[0] if self.seeds else 0
+        if self.seeds != tuple(range(first, first + len(self.seeds))) or first < 0:
+            raise ValueError(
+                "seeds must be neighbours such as (0, 1, 2), because the cell's "
+                f"name gives only the first and the last; got {self.seeds}"
+            )
+        if not self.seeds:
+            raise ValueError("seeds must name at least one seed, got none")
+
+    @property
+    def cell(self) -> str:
+        """Name of the run's record, unique within a configuration."""
+        seeds = f"s{self.seeds[0]}to{self.seeds[-1]}"
+        return f"{self.graph}-{self.model.name}-{self.method.name}-{seeds}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification as nested dicts of plain types, for an attribute."""
+        values = asdict(self)
+        values["seeds"] = list(self.seeds)
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RunSpec":
+        """The inverse of `to_json`."""
+        return cls(
+            **{
+                **values,
+                "model": ModelSpec(**values["model"]),
+                "method": MethodSpec(**values["method"]),
+                "training": TrainingSpec(**values["training"]),
+                "seeds": tuple(values["seeds"]),
+            }
+        )
+
+    def to_params(self) -> str:
+        """The part that decides a record, as JSON text: no device, no compilation."""
+        values = self.to_json()
+        del values["device"], values["compile"]
+        return json.dumps(values, sort_keys=True)
+
+    @classmethod
+    def from_params(cls, text: str, *, device: str, compile: str) -> "RunSpec":
+        """The inverse of `to_params`, completed by what the job itself knows."""
+        return cls.from_json({**json.loads(text), "device": device, "compile": compile})
+
+
+def source_digest(paths: Iterable[str | Path]) -> str:
+    """SHA-256 of the files' names and contents, in an order of their own.
+
+    The name counts without its folder, so that a moved checkout keeps its digest.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(map(Path, paths), key=lambda path: (path.name, str(path))):
+        content = path.read_bytes()
+        digest.update(f"{path.name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def resume_key(spec: RunSpec, inputs: Iterable[str | Path]) -> str:
+    """Changes with all that changes a record: the specification and its input files."""
+    text = spec.to_params() + source_digest(inputs)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

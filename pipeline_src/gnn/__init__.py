@@ -1,0 +1,1 @@
+"""Graphs, and networks that keep compressed activations for backward."""

@@ -1,0 +1,271 @@
+"""GraphSAGE and GCN that train compressed or not.
+
+Blocks are convolution, BatchNorm, ReLU, Dropout; the last layer is a convolution alone
+and gives logits (the configuration of EXACT and of its block-wise successor). One class
+serves both ways of training: with `keep=None` every operation is PyTorch's own and
+keeps what PyTorch keeps; otherwise `keep` names the Compressor of each activation.
+Forward gives the same numbers either way, and evaluation never compresses.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline_src.gnn.aggregation import (
+    Aggregation,
+    gcn_aggregation,
+    mean_aggregation,
+)
+from pipeline_src.gnn.graphs import Adjacency
+from pipeline_src.gnn.saved import (
+    Aggregate,
+    BatchNormalization,
+    DropoutWithBitMask,
+    GcnConvolution,
+    ReluWithBitMask,
+    SageConvolution,
+)
+from pipeline_src.quant.compressor import Compressor
+
+# (name of the activation, its width, may it be projected) -> how it is kept
+Keep = Callable[[str, int, bool], Compressor]
+
+LAYERS = ("sage", "gcn")
+
+
+class SageLayer(nn.Module):
+    """Parameters of one GraphSAGE convolution; lin_l has a bias, lin_r none, as PyG."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__()
+        self.neighbor = nn.Linear(num_inputs, num_outputs)
+        self.root = nn.Linear(num_inputs, num_outputs, bias=False)
+
+    def kept_activations(self) -> tuple[str, ...]:
+        """Names of what the published layout keeps, in the order of the seeds."""
+        return ("input", "aggregated")
+
+    def plain(self, x: Tensor, aggregation: Aggregation) -> Tensor:
+        """Output under PyTorch's own autograd."""
+        return self.neighbor(Aggregate.apply(x, aggregation)) + self.root(x)
+
+    def compressed(
+        self,
+        x: Tensor,
+        aggregation: Aggregation,
+        compressor: Compressor,
+        seeds: Tensor,
+        finite: Tensor,
+    ) -> Tensor:
+        """The same output, with compressed activations kept."""
+        return SageConvolution.apply(
+            x,
+            self.neighbor.weight,
+            self.neighbor.bias,
+            self.root.weight,
+            aggregation,
+            compressor,
+            seeds,
+            finite,
+        )
+
+
+class GcnLayer(nn.Module):
+    """Parameters of one GCN convolution, initialised as PyG does."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__()
+        bound = math.sqrt(6.0 / (num_inputs + num_outputs))
+        weight = torch.empty(num_outputs, num_inputs).uniform_(-bound, bound)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def kept_activations(self) -> tuple[str, ...]:
+        """Names of what the published layout keeps, in the order of the seeds."""
+        return ("input",)
+
+    def plain(self, x: Tensor, aggregation: Aggregation) -> Tensor:
+        """Output under PyTorch's own autograd."""
+        transformed = functional.linear(x, self.weight)
+        return Aggregate.apply(transformed, aggregation) + self.bias
+
+    def compressed(
+        self,
+        x: Tensor,
+        aggregation: Aggregation,
+        compressor: Compressor,
+        seeds: Tensor,
+        finite: Tensor,
+    ) -> Tensor:
+        """The same output, with compressed activations kept."""
+        return GcnConvolution.apply(
+            x, self.weight, self.bias, aggregation, compressor, seeds, finite
+        )
+
+
+class GraphNetwork(nn.Module):
+    """Convolutions with BatchNorm, ReLU and Dropout between them."""
+
+    finite: Tensor  # (num_seeds,) bool: False once an activation was not finite
+
+    def __init__(
+        self,
+        layer: str,  # one of LAYERS
+        num_features: int,
+        hidden: int,
+        num_classes: int,
+        num_layers: int,
+        dropout: float,
+        batch_norm: bool,
+        keep: Keep | None = None,  # None: full precision, PyTorch's own operations
+        compile: str = "auto",  # of the kernels that pack masks
+    ) -> None:
+        """Build with parameters drawn from torch's global generator.
+
+        Raises:
+            ValueError: if layer is unknown or num_layers is below 1.
+        """
+        super().__init__()
+        if layer not in LAYERS:
+            raise ValueError(f"layer must be one of {LAYERS}, got {layer!r}")
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        widths = [num_features, *[hidden] * (num_layers - 1), num_classes]
+        kind = SageLayer if layer == "sage" else GcnLayer
+        self.layer = layer
+        self.convolutions = nn.ModuleList(
+            kind(num_inputs, num_outputs)
+            for num_inputs, num_outputs in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(hidden) for _ in range(num_layers - 1) if batch_norm
+        )
+        self.dropout = dropout
+        self.compile_choice = compile
+        self.activation_names: list[str] = []
+        self.compressors: dict[str, Compressor] = {}
+        if keep is not None:
+            self._plan(keep, widths)
+        flags = torch.ones(len(self.activation_names), dtype=torch.bool)
+        self.register_buffer("finite", flags, persistent=False)
+
+    def aggregation(self, adjacency: Adjacency) -> Aggregation:
+        """The aggregation that this kind of layer uses on a graph."""
+        make = mean_aggregation if self.layer == "sage" else gcn_aggregation
+        return make(adjacency)
+
+    def forward(
+        self,
+        x: Tensor,  # (num_nodes, num_features)
+        aggregation: Aggregation,
+        seeds: Tensor | None = None,  # (num_seeds,) int32, fresh for each step
+    ) -> Tensor:
+        """Logits, (num_nodes, num_classes).
+
+        Raises:
+            ValueError: if activations are to be compressed and seeds are missing.
+        """
+        if not self.training or not self.compressors:
+            return self._forward_full(x, aggregation)
+        if seeds is None or seeds.shape != (self.num_seeds,):
+            shape = None if seeds is None else tuple(seeds.shape)
+            raise ValueError(
+                f"training with compressed activations needs {self.num_seeds} seeds "
+                f"per step (int32, see num_seeds), got {shape}"
+            )
+        return self._forward_compressed(x, aggregation, seeds)
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds that one training step needs: one per compressed activation."""
+        return len(self.activation_names)
+
+    def check_finite(self) -> None:
+        """Raise if an activation of any step so far held NaN or infinity.
+
+        Waits for the device, so call it between epochs, not within one.
+
+        Raises:
+            FloatingPointError: naming the activations.
+        """
+        flags = self.finite.tolist()
+        names = zip(self.activation_names, flags, strict=True)
+        if bad := [name for name, is_finite in names if not is_finite]:
+            raise FloatingPointError(
+                f"NaN or infinity in the activations {', '.join(bad)}: they cannot be "
+                "quantised. Lower learning_rate or set gradient_clip."
+            )
+
+    def _layers(self) -> list[SageLayer | GcnLayer]:
+        return cast(list[SageLayer | GcnLayer], list(self.convolutions))
+
+    def _plan(self, keep: Keep, widths: list[int]) -> None:
+        for i, convolution in enumerate(self._layers()):
+            for part in convolution.kept_activations():
+                name = f"layer{i + 1}.{part}"
+                self.compressors[name] = keep(name, widths[i], True)
+                self.activation_names.append(name)
+            if i < len(self.norms):
+                name = f"layer{i + 1}.batch_norm"
+                self.compressors[name] = keep(name, widths[i + 1], False)
+                self.activation_names.append(name)
+
+    def _forward_full(self, x: Tensor, aggregation: Aggregation) -> Tensor:
+        last = len(self.convolutions) - 1
+        for i, convolution in enumerate(self._layers()):
+            x = convolution.plain(x, aggregation)
+            if i == last:
+                return x
+            if len(self.norms):
+                x = self.norms[i](x)
+            x = torch.relu(x)
+            if self.training and self.dropout > 0:
+                # Not functional.dropout: on a CPU that keeps its mask in float32.
+                x = torch.native_dropout(x, self.dropout, True)[0]
+        raise AssertionError("the last layer returns")
+
+    def _forward_compressed(
+        self, x: Tensor, aggregation: Aggregation, seeds: Tensor
+    ) -> Tensor:
+        last = len(self.convolutions) - 1
+        at = 0
+        for i, convolution in enumerate(self._layers()):
+            count = len(convolution.kept_activations())
+            compressor = self.compressors[f"layer{i + 1}.input"]
+            part = slice(at, at + count)
+            x = convolution.compressed(
+                x, aggregation, compressor, seeds[part], self.finite[part]
+            )
+            at += count
+            if i == last:
+                return x
+            if len(self.norms):
+                part = slice(at, at + 1)
+                x = self._normalize(i, x, seeds[part], self.finite[part])
+                at += 1
+            x = ReluWithBitMask.apply(x, self.compile_choice)
+            if self.dropout > 0:
+                x = DropoutWithBitMask.apply(x, self.dropout, self.compile_choice)
+        raise AssertionError("the last layer returns")
+
+    def _normalize(self, i: int, x: Tensor, seed: Tensor, finite: Tensor) -> Tensor:
+        norm = cast(nn.BatchNorm1d, self.norms[i])
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        return BatchNormalization.apply(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.momentum,
+            norm.eps,
+            self.compressors[f"layer{i + 1}.batch_norm"],
+            seed,
+            finite,
+        )

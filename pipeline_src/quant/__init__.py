@@ -1,0 +1,1 @@
+"""Numbers: tensors in, tensors out; no graphs, no files, no clock."""

@@ -1,0 +1,59 @@
+"""Boolean masks at one bit per value.
+
+PyTorch spends a byte on each boolean, and keeps a whole float tensor where ReLU needs
+only signs. Bit j of byte w stands for value j * num_bytes + w of the flattened mask:
+eight contiguous streams, which vectorize on a CPU and coalesce on a GPU.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline_src.quant.fusion import fuse, fusion_pays
+
+_BITS = 8
+
+
+def pack_mask(
+    mask: Tensor,  # bool, any shape
+    compile: str = "auto",
+) -> Tensor:
+    """Pack to uint8, (ceil(numel / 8),); the missing bits of the last byte are 0."""
+    flat = mask.reshape(-1)
+    if missing := -flat.numel() % _BITS:
+        flat = torch.cat([flat, flat.new_zeros(missing)])
+    fused = fusion_pays(flat.numel(), flat.device, compile)
+    return (_pack_fused if fused else _pack)(flat.view(_BITS, -1))
+
+
+def mask_gradient(
+    gradient: Tensor,  # float32, the shape of the mask
+    packed: Tensor,  # (ceil(numel / 8),) uint8
+    factor: float = 1.0,
+    compile: str = "auto",
+) -> Tensor:
+    """Gradient times mask times factor, without unpacking the mask to memory."""
+    flat = gradient.reshape(-1)
+    if missing := -flat.numel() % _BITS:
+        flat = torch.cat([flat, flat.new_zeros(missing)])
+    fused = fusion_pays(flat.numel(), flat.device, compile)
+    # A tensor, so that one compilation serves every factor.
+    scalar = torch.full((), factor, dtype=flat.dtype, device=flat.device)
+    masked = (_mask_fused if fused else _mask)(flat.view(_BITS, -1), packed, scalar)
+    return masked.view(-1)[: gradient.numel()].view(gradient.shape)
+
+
+def _pack(mask: Tensor) -> Tensor:
+    packed = mask[0].to(torch.uint8)
+    for j in range(1, _BITS):
+        packed = packed | (mask[j].to(torch.uint8) << j)
+    return packed
+
+
+def _mask(gradient: Tensor, packed: Tensor, factor: Tensor) -> Tensor:
+    shift = torch.arange(_BITS, dtype=torch.int32, device=packed.device).view(-1, 1)
+    kept = (packed.to(torch.int32) >> shift) & 1
+    return torch.where(kept == 1, gradient * factor, 0.0)
+
+
+_pack_fused = fuse(_pack)
+_mask_fused = fuse(_mask)

@@ -1,0 +1,142 @@
+"""The composition: project, quantise, pack; and back.
+
+A Compressor is the recipe for one activation and never changes; a CompressedActivation
+is what is kept for backward, with everything needed to read it. Backward consults
+nothing else, so two layers may differ and a changed setting cannot break a gradient.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipeline_src.quant.blockwise import (
+    check_blocks,
+    compress_blocks,
+    decompress_blocks,
+)
+from pipeline_src.quant.projection import count_projected, project, unproject
+
+
+@dataclass(frozen=True, eq=False)
+class Compressor:
+    """Recipe for one activation of shape (num_nodes, num_features).
+
+    Raises:
+        ValueError: if bits is not 1, 2, 4, 8 or 32, block_size is not positive, or
+            boundaries do not increase from 0 to 2**bits - 1.
+    """
+
+    bits: int  # of a code; 32 keeps float32 values
+    block_size: int = 1  # projected values that share a zero point and a scale
+    projection_ratio: int = 1  # num_features / num_projected
+    boundaries: Tensor | None = None  # (2**bits,) float32, bin units; None = even
+    compile: str = "auto"
+
+    def __post_init__(self) -> None:
+        count_projected(1, self.projection_ratio)
+        if self.bits == 32:
+            return
+        check_blocks(self.bits, self.block_size)
+        if self.boundaries is not None:
+            _check_boundaries(self.boundaries, self.bits)
+
+    def to(self, device: torch.device) -> "Compressor":
+        """The same recipe with its boundaries on a device."""
+        if self.boundaries is None:
+            return self
+        return replace(self, boundaries=self.boundaries.to(device))
+
+    def compress(
+        self,
+        x: Tensor,  # (num_nodes, num_features) float32
+        seed: Tensor,  # () int32: of the projection and of the rounding
+    ) -> "CompressedActivation":
+        """Keep x in few bits; the mean of decompress(...) over seeds is x."""
+        num_features = x.shape[1]
+        if self.projection_ratio > 1:
+            x = project(x, seed, count_projected(num_features, self.projection_ratio))
+        if self.bits == 32:
+            return CompressedActivation(self, num_features, x.shape, (x, seed))
+        kept = compress_blocks(
+            x, seed, self.bits, self.block_size, self.boundaries, self.compile
+        )
+        return CompressedActivation(self, num_features, x.shape, (*kept, seed))
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedActivation:
+    """What is kept: packed codes, zero points, scales, and the seed."""
+
+    compressor: Compressor
+    num_features: int
+    shape: torch.Size  # (num_nodes, num_projected)
+    # (values, seed) with 32 bits, else (packed, zero_point, scale, seed): one tuple,
+    # because that is what autograd saves and hands back.
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors kept, metadata and padding counted."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def is_finite(self) -> Tensor:
+        """() bool on the device: False where the activation held NaN or infinity."""
+        return torch.isfinite(self.tensors[-2]).all()
+
+    def read(self, tensors: tuple[Tensor, ...]) -> "CompressedActivation":
+        """The same activation around tensors that autograd has handed back."""
+        return replace(self, tensors=tensors)
+
+    def without_tensors(self) -> "CompressedActivation":
+        """The description alone, to keep beside tensors that autograd holds."""
+        return replace(self, tensors=())
+
+    def projected(self) -> Tensor:
+        """Dequantised values before the projection is undone, float32, `shape`."""
+        if self.compressor.bits == 32:
+            return self.tensors[0]
+        packed, zero_point, scale, _ = self.tensors
+        return decompress_blocks(
+            packed,
+            zero_point,
+            scale,
+            self.shape,
+            self.compressor.bits,
+            self.compressor.boundaries,
+            self.compressor.compile,
+        )
+
+    def decompress(self) -> Tensor:
+        """An unbiased estimate of the activation, (num_nodes, num_features)."""
+        values = self.projected()
+        if self.compressor.projection_ratio > 1:
+            values = unproject(values, self.tensors[-1], self.num_features)
+        return values
+
+    def weight_gradient(
+        self,
+        gradient: Tensor,  # (num_nodes, num_outputs) float32
+    ) -> Tensor:
+        """gradientᵀ · activation, (num_outputs, num_features), formed projected."""
+        product = gradient.T @ self.projected()
+        if self.compressor.projection_ratio > 1:
+            product = unproject(product, self.tensors[-1], self.num_features)
+        return product
+
+
+def _check_boundaries(boundaries: Tensor, bits: int) -> None:
+    num_bins = 2**bits - 1
+    given = boundaries.tolist()
+    if len(given) != num_bins + 1:
+        raise ValueError(
+            f"boundaries for {bits} bits must be {num_bins + 1} values, "
+            f"got {len(given)}"
+        )
+    increasing = all(a < b for a, b in itertools.pairwise(given))
+    if not increasing or given[0] != 0.0 or given[-1] != num_bins:
+        raise ValueError(
+            f"boundaries must increase strictly from 0 to {num_bins}, got {given}"
+        )

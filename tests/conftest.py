@@ -1,0 +1,31 @@
+"""What all tests share: where kernels are kept, and which tests a machine can run."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# As in workflow/rules/common.smk: a kernel compiled once is not compiled again.
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "inductor"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
+
+# A busy machine is no failure: hypothesis times single examples otherwise.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what needs hardware or daemons that are not here."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("slurm") and not shutil.which("slurmctld"):
+            item.add_marker(pytest.mark.skip(reason="no slurmctld on the PATH"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

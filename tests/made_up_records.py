@@ -1,0 +1,247 @@
+"""Records with made-up values, in exactly the shape the rules write them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from pipeline_src.experiment.records import (
+    collect_runs,
+    describe_provenance,
+    measurement_record,
+    run_record,
+    write_dataset,
+)
+
+MIB = 2**20
+LABELS = {"fp32": "FP32", "exact": "EXACT", "block64-vm": "G/R = 64 + VM"}
+LAWS = ("uniform", "normal", "truncated_normal", "clipped_normal")
+# MiB on arxiv-shaped data, of the order of the published ones.
+PUBLISHED = {"fp32": 786.22, "exact": 30.47, "block2": 27.88, "block4": 26.60}
+PUBLISHED |= {"block8": 25.95, "block16": 25.72, "block32": 25.60, "block64": 25.56}
+PUBLISHED |= {"block64-vm": 25.56}
+METHODS = tuple(PUBLISHED)
+
+
+def made_up_spec(
+    method="exact", graph="digits", model="sage-2x64", seeds=(0, 1, 2), epochs=20
+):
+    """A RunSpec as a plain dict."""
+    fp32 = method == "fp32"
+    digits = "".join(filter(str.isdigit, method.removeprefix("fp32")))
+    hidden = int(model.partition("x")[2])
+    return {
+        "graph": graph,
+        "model": {
+            "name": model,
+            "layer": model.partition("-")[0],
+            "num_layers": int(model.partition("-")[2].partition("x")[0]),
+            "hidden": hidden,
+            "dropout": 0.5,
+            "batch_norm": True,
+        },
+        "method": {
+            "name": method,
+            "label": LABELS.get(method, f"G/R = {digits}"),
+            "policy": "full" if fp32 else "exact",
+            "bits": 32 if fp32 else 2,
+            "projection_ratio": 1 if fp32 else 8,
+            "rows_per_block": int(digits or 1),
+            "boundaries": "clipped_normal" if method.endswith("vm") else "even",
+            "max_block_size": 1024,
+        },
+        "training": {
+            "epochs": epochs,
+            "learning_rate": 0.01,
+            "weight_decay": 0.0,
+            "gradient_clip": 0.5,
+            "loss": "cross_entropy",
+        },
+        "seeds": list(seeds),
+        "device": "auto",
+        "compile": "auto",
+    }
+
+
+def made_up_provenance():
+    return describe_provenance("0123abcd" * 8, "cpu", 2)
+
+
+def made_up_run(spec):
+    """A run that learns: loss falls and accuracy rises, a little less when lossy."""
+    seeds, epochs = spec["seeds"], spec["training"]["epochs"]
+    place = abs(hash_text(spec["graph"] + spec["method"]["name"]))
+    generator = np.random.default_rng([place, *seeds])
+    noise = generator.normal(size=(len(seeds), epochs))
+    progress = 1 - np.exp(-np.arange(1, epochs + 1) / 6)
+    best = 0.95 if spec["method"]["policy"] == "full" else 0.94
+    accuracy = np.clip(0.1 + (best - 0.1) * progress + 0.01 * noise, 0, 1)
+    curves = {
+        "loss_curve": 2.3 * (1 - 0.9 * progress) + 0.02 * np.abs(noise),
+        "train_accuracy_curve": np.minimum(accuracy + 0.02, 1),
+        "validation_accuracy_curve": accuracy,
+        "test_accuracy_curve": accuracy - 0.01,
+    }
+    at = accuracy.argmax(axis=1)
+    scalars = {
+        "test_accuracy": accuracy.max(axis=1) - 0.01,
+        "validation_accuracy": accuracy.max(axis=1),
+        "best_epoch": at + 1.0,
+        "chance_accuracy": 0.102,
+        "num_test_nodes": 540,
+        "epoch_time": 0.02 + 0.001 * generator.random(len(seeds)),
+        "saved_memory": 0.01 * MIB * PUBLISHED[spec["method"]["name"]],
+        "peak_memory": 0.03 * MIB * PUBLISHED[spec["method"]["name"]] + MIB,
+        "resident_memory": 0.6 * MIB,
+    }
+    return run_record(json.dumps(spec), made_up_provenance(), seeds, scalars, curves)
+
+
+def made_up_measurement(
+    graph="arxiv_shape",
+    model="sage-3x128",
+    methods=METHODS,
+    timed=("fp32", "exact", "block64"),
+):
+    """Memory of every method and five epoch times of some."""
+    specs = [made_up_spec(method, graph, model, seeds=(0,)) for method in methods]
+    saved = np.array([PUBLISHED[method] for method in methods]) * MIB
+    generator = np.random.default_rng(0)
+    epoch_time = 2.0 + 0.1 * generator.random((len(methods), 5))
+    for row, method in zip(epoch_time, methods, strict=True):
+        row[:] = row * (1.3 if method != "fp32" else 1.0) if method in timed else np.nan
+    scalars = {
+        "saved_memory": saved,
+        "saved_memory_with_loss": saved + 14 * MIB,
+        "peak_memory": saved + 400 * MIB,
+        "resident_memory": 106.5 * MIB,
+    }
+    texts = [json.dumps(spec) for spec in specs]
+    return measurement_record(texts, made_up_provenance(), scalars, epoch_time)
+
+
+def hash_text(text):
+    """A number for a text, the same in every process."""
+    return int.from_bytes(text.encode()[-4:], "big")
+
+
+def write_made_up(
+    folder: Path,
+    methods=("fp32", "exact", "block64", "block64-vm"),
+    graphs=("digits",),
+    measured=True,
+):
+    """Write records as the rules do; return the paths of runs and measurements."""
+    runs = []
+    for graph in graphs:
+        for method in methods:
+            path = folder / "runs" / f"{graph}-sage-2x64-{method}-s0to2.nc"
+            write_dataset(made_up_run(made_up_spec(method, graph)), path)
+            runs.append(path)
+    measurements = [folder / "measurements" / "arxiv_shape-sage-3x128.nc"]
+    if measured:
+        write_dataset(made_up_measurement(), measurements[0])
+    return runs, measurements if measured else []
+
+
+def made_up_collection(folder: Path, **options) -> xr.Dataset:
+    return collect_runs(*write_made_up(folder, **options))
+
+
+def made_up_boundaries(block_sizes=(4, 8, 16, 32, 64, 1024, 4096)) -> xr.Dataset:
+    """Boundaries that move inwards with the block size; 1 bit has none to move."""
+    bits = np.array([1, 2, 4, 8])
+    shape = (len(bits), len(block_sizes))
+    boundaries = np.full((*shape, 256), np.nan)
+    reduction = np.zeros(shape)
+    for i, one in enumerate(bits):
+        num_bins = 2**one - 1
+        for j, size in enumerate(block_sizes):
+            even = np.arange(num_bins + 1.0)
+            shift = 0.02 * np.log2(size) * np.sin(2 * np.pi * even / num_bins)
+            boundaries[i, j, : num_bins + 1] = even + shift
+            reduction[i, j] = 0.02 * np.log2(size) * (one > 1)
+    alpha = np.where(bits[:, None] > 1, boundaries[:, :, 1], np.nan)
+    dims = ("bits", "block_size")
+    return xr.Dataset(
+        {
+            "boundaries": ((*dims, "level"), boundaries, {"units": "bin"}),
+            "alpha": (dims, alpha, {"units": "bin"}),
+            "rounding_variance": (dims, 0.16 * (1 - reduction), {"units": "bin2"}),
+            "rounding_variance_even": (dims, 0.16 + 0 * reduction, {"units": "bin2"}),
+            "variance_reduction": (dims, reduction, {"units": "1"}),
+        },
+        {"bits": bits, "block_size": list(block_sizes), "level": np.arange(256)},
+    )
+
+
+def made_up_distributions(graph="digits", model="sage-2x64") -> xr.Dataset:
+    """Clipped normals of two block sizes, and the laws fitted to them."""
+    tensors = ["layer1.input", "layer1.aggregated", "layer1.batch_norm"]
+    tensors += ["layer2.input", "layer2.aggregated"]
+    epochs, projected, num_interior = [1, 20], [0, 1], 40
+    edges = np.linspace(0, 3, num_interior + 1)
+    dims = ("tensor", "epoch", "projected")
+    shape = (len(tensors), len(epochs), len(projected))
+    probability = np.linspace(0.01, 0.99, 33)
+    histogram = np.zeros((*shape, num_interior + 2))
+    fitted = np.zeros((*shape, len(LAWS), num_interior + 2))
+    observed_q = np.zeros((*shape, len(probability)))
+    fitted_q = np.zeros((*shape, len(LAWS), len(probability)))
+    guess = stats.norm(1.5, 0.6)
+    low, high = guess.cdf([0, 3])
+    inside = np.diff(guess.cdf(edges)) / (high - low)
+    for index in np.ndindex(shape):
+        sharp = tensors[index[0]].endswith("input") and not index[2]
+        law = stats.norm(0.6, 0.9) if sharp else stats.norm(1.5, 0.65)
+        histogram[index] = _shares(law, edges)
+        observed_q[index] = np.clip(law.ppf(probability), 0, 3)
+        fitted[index][0, 1:-1] = 1 / num_interior
+        fitted[index][1, 1:-1] = np.diff(guess.cdf(edges))
+        fitted[index][2, 1:-1] = inside
+        fitted[index][3] = _shares(guess, edges)
+        fitted_q[index][0] = 3 * probability
+        fitted_q[index][1] = guess.ppf(probability)
+        fitted_q[index][2] = guess.ppf(low + probability * (high - low))
+        fitted_q[index][3] = np.clip(guess.ppf(probability), 0, 3)
+    law_dims = (*dims, "law")
+    distance = np.broadcast_to([0.08, 0.02, 0.015, 0.004], (*shape, len(LAWS))).copy()
+    variables = {
+        "jensen_shannon": (law_dims, distance, "bit"),
+        "kolmogorov_smirnov": (law_dims, 2 * distance, "1"),
+        "ks_p_value": (law_dims, 0.1 + 0 * distance, "1"),
+        "jensen_shannon_noise": (dims, np.full(shape, 0.001), "bit"),
+        "histogram": ((*dims, "bin"), histogram[..., 1:-1], "1"),
+        "histogram_fitted": ((*law_dims, "bin"), fitted[..., 1:-1], "1"),
+        "mass_at_minimum": (dims, histogram[..., 0], "1"),
+        "mass_at_maximum": (dims, histogram[..., -1], "1"),
+        "mass_at_minimum_fitted": (law_dims, fitted[..., 0], "1"),
+        "mass_at_maximum_fitted": (law_dims, fitted[..., -1], "1"),
+        "quantile_observed": ((*dims, "probability"), observed_q, "bin"),
+        "quantile_fitted": ((*law_dims, "probability"), fitted_q, "bin"),
+        "variance_reduction_predicted": (dims, np.full(shape, 0.0633), "1"),
+        "variance_reduction_achieved": (dims, np.full(shape, 0.0512), "1"),
+        "variance_reduction_best": (dims, np.full(shape, 0.0701), "1"),
+    }
+    return xr.Dataset(
+        {
+            name: (names, values, {"units": units, "long_name": name})
+            for name, (names, values, units) in variables.items()
+        },
+        {
+            "tensor": tensors,
+            "epoch": epochs,
+            "projected": projected,
+            "law": list(LAWS),
+            "probability": probability,
+            "bin": (edges[1:] + edges[:-1]) / 2,
+        },
+        {"spec": json.dumps(made_up_spec("block64", graph, model, (0,))), "bits": 2},
+    )
+
+
+def _shares(law, edges):
+    """Mass clipped to the lower end, in each interior bin, clipped to the upper end."""
+    return [law.cdf(edges[0]), *np.diff(law.cdf(edges)), law.sf(edges[-1])]

@@ -1,0 +1,175 @@
+"""Who may import whom, as a table. A room is a folder or a module of the library."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "pipeline_src"
+SCRIPTS = ROOT / "workflow" / "scripts"
+
+STANDARD = set(sys.stdlib_module_names)
+NUMBERS = {"numpy", "scipy"}
+TABLES = NUMBERS | {"pandas", "xarray"}
+LIGHT: tuple[set[str], set[str]] = (
+    {"yaml", "jsonschema"},
+    {f"experiment.{name}" for name in ("spec", "plans", "schemas")},
+)
+
+# room -> (packages it may import beside the standard library, rooms of ours).
+# The longest matching name decides.
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "quant": ({"torch"} | NUMBERS, {"quant"}),
+    "quant.boundaries": (NUMBERS, set()),
+    "gnn": ({"torch", "torch_geometric"} | NUMBERS, {"gnn", "quant"}),
+    "gnn.embedded_graphs": ({"torch", "sklearn"} | NUMBERS, {"gnn"}),
+    "gnn.raw_graphs": ({"torch", "pandas"} | NUMBERS, {"gnn"}),
+    "gnn.raw_sources": (set(), set()),
+    "gnn.fetching": (set(), {"gnn.raw_sources"}),
+    "experiment": (
+        {"torch", "sklearn", "psutil", "netCDF4"} | TABLES,
+        {"experiment", "gnn", "quant"},
+    ),
+    "experiment.spec": (set(), set()),
+    "experiment.plans": LIGHT,
+    "experiment.schemas": LIGHT,
+    "experiment.configuration": LIGHT,
+    "experiment.sources": LIGHT,
+    "experiment.laws": (NUMBERS, {"quant.boundaries"}),
+    "experiment.boundary_table": (TABLES, {"quant.boundaries"}),
+    "experiment.records": (TABLES | {"netCDF4"}, {"experiment.spec"}),
+    "experiment.tables": (TABLES, {"experiment.records"}),
+    "experiment.checks": (TABLES, {"experiment.records"}),
+    "experiment.report": ({"jinja2"} | TABLES, {"experiment.tables"}),
+    "figures": ({"matplotlib", "mizani", "plotnine"} | TABLES, set()),
+}
+SCRIPTS_MAY = {
+    "experiment",
+    "figures",
+    "gnn.embedded_graphs",
+    "gnn.fetching",
+    "gnn.graphs",
+    "gnn.raw_graphs",
+}
+NOBODY_MAY = {"snakemake", "workflow", "tests"}
+# What a working set-up has anyway and nothing but the Snakefile's start-up notices.
+HEAVY = {"torch", "numpy", "pandas", "xarray", "scipy", "torch_geometric"}
+
+
+def module_name(path: Path) -> str:
+    name = ".".join(path.relative_to(LIBRARY).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {
+    module_name(path): path
+    for path in sorted(LIBRARY.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """Top-level packages, and modules of ours, that the file names in imports."""
+    outside, ours = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a name lives"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] == "pipeline_src":
+                ours.add(owner(name.removeprefix("pipeline_src.")))
+            else:
+                outside.add(name.split(".")[0])
+    return outside - STANDARD, ours
+
+
+def owner(name: str) -> str:
+    """The module that a dotted name lies in: quant.noise.uniform -> quant.noise."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def within(name: str, rooms: set[str]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
+
+
+def room_of(name: str) -> str:
+    return max((room for room in ROOMS if within(name, {room})), key=len)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_only_what_its_room_may(name):
+    outside, ours = imports(MODULES[name])
+    packages, rooms = ROOMS[room_of(name)]
+    assert outside <= packages, (
+        f"{name} (room {room_of(name)}) imports {sorted(outside - packages)}; "
+        f"it may import {sorted(packages)}"
+    )
+    strangers = {other for other in ours if not within(other, rooms)}
+    assert not strangers, (
+        f"{name} (room {room_of(name)}) imports our {sorted(strangers)}; "
+        f"it may import {sorted(rooms)}"
+    )
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda s: s.stem)
+def test_scripts_are_plugs(script):
+    """A script calls rooms that are doors, and does no arithmetic of its own."""
+    outside, ours = imports(script)
+    strangers = {name for name in ours if not within(name, SCRIPTS_MAY)}
+    assert not strangers, f"{script.name} imports {sorted(strangers)}"
+    # torch is there for its number of threads.
+    assert outside <= {"torch"}, f"{script.name} imports {sorted(outside)}"
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_every_script_has_its_rule_and_every_rule_its_script():
+    rules = "".join(path.read_text() for path in (ROOT / "workflow").rglob("*.smk"))
+    for script in SCRIPTS.glob("*.py"):
+        assert f"rule {script.stem}:" in rules
+        assert f'"../scripts/{script.name}"' in rules
+        assert f'sources("{script.stem}")' in rules
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nobody_imports_the_workflow(name):
+    outside, _ = imports(MODULES[name])
+    assert not outside & NOBODY_MAY
+
+
+def test_packages_export_nothing():
+    """One name lives in one place: `__init__` holds a docstring at most."""
+    for path in LIBRARY.rglob("__init__.py"):
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+        assert all(isinstance(node, ast.Expr) for node in statements), path
+
+
+def test_imports_form_no_cycle():
+    edges = {name: imports(path)[1] - {name} for name, path in MODULES.items()}
+    while leaves := {name for name, needs in edges.items() if not needs}:
+        edges = {
+            name: needs - leaves for name, needs in edges.items() if name not in leaves
+        }
+    assert not edges, f"these import each other: {sorted(edges)}"
+
+
+def test_starting_snakemake_imports_nothing_heavy():
+    """What the rule files import, in a fresh interpreter."""
+    code = (
+        "import sys\n"
+        "from pipeline_src.experiment import configuration, plans, sources, spec\n"
+        "from pipeline_src.gnn import raw_sources\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert not set(loaded.stdout.split()) & HEAVY

@@ -1,0 +1,344 @@
+"""Each wrong configuration gets one line: where, what was expected, what came."""
+
+import contextlib
+import copy
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_src.experiment.configuration import (
+    ConfigurationError,
+    checked_configuration,
+    read_schema,
+)
+from pipeline_src.experiment.plans import run_specs
+from pipeline_src.experiment.schemas import describe_keys
+from pipeline_src.experiment.spec import MethodSpec
+from pipeline_src.gnn.embedded_graphs import EMBEDDED_GRAPHS
+from pipeline_src.gnn.raw_sources import RAW_SOURCES
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = read_schema(ROOT / "workflow" / "schemas" / "config.schema.yaml")
+SHIPPED = sorted((ROOT / "config").glob("*.yaml"))
+
+SMALL = {
+    "run": "small",
+    "models": {"sage-2x8": {"layer": "sage", "num_layers": 2, "hidden": 8}},
+    "methods": {
+        "fp32": {"label": "FP32", "policy": "full"},
+        "block64": {"label": "64", "policy": "exact", "bits": 2, "rows_per_block": 64},
+    },
+    "sweeps": [
+        {
+            "graphs": ["digits"],
+            "models": ["sage-2x8"],
+            "methods": ["fp32", "block64"],
+            "training": {"epochs": 2},
+        }
+    ],
+}
+
+
+@pytest.fixture
+def config():
+    return copy.deepcopy(SMALL)
+
+
+def check(config):
+    return checked_configuration(config, SCHEMA)
+
+
+def put(config, path, value):
+    """Set the value at a path such as sweeps.0.seeds; `...` deletes it."""
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    for key in parents:
+        config = config.setdefault(key, {}) if isinstance(config, dict) else config[key]
+    if value is ...:
+        del config[last]
+    else:
+        config[last] = value
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configurations_are_valid(path):
+    assert check(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def test_defaults_are_filled_in(config):
+    filled = check(config)
+    assert filled["device"] == filled["compile"] == "auto"
+    assert filled["data_mirror"] is None
+    assert filled["measurements"] == filled["captures"] == []
+    assert filled["figures"] == {"formats": ["png", "svg"]}
+    assert filled["models"]["sage-2x8"]["dropout"] == 0.5
+    assert filled["sweeps"][0]["seeds"] == 5
+    assert filled["sweeps"][0]["training"] == {
+        "epochs": 2,
+        "learning_rate": 0.01,
+        "weight_decay": 0.0,
+        "gradient_clip": None,
+        "loss": "cross_entropy",
+    }
+    assert (
+        "training" not in config["measurements"] if "measurements" in config else True
+    )
+
+
+def test_the_input_is_left_alone(config):
+    check(config)
+    assert config == SMALL
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_checking_twice_changes_nothing(path):
+    """A job on a cluster's node checks what the head process has checked."""
+    once = check(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert check(once) == once
+
+
+def test_defaults_of_the_schema_are_those_of_the_library(config):
+    method = check(config)["methods"]["block64"]
+    assert MethodSpec("m", **{**method}) == MethodSpec("m", "64", "exact", 2, 1, 64)
+    full = check(config)["methods"]["fp32"]
+    assert MethodSpec("m", **full) == MethodSpec("m", "FP32", "full")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("auto", "auto"), (True, "true"), (False, "false"), ("false", "false")],
+)
+def test_compile_becomes_a_word(config, value, text):
+    config["compile"] = value
+    assert check(config)["compile"] == text
+
+
+def test_mappings_of_the_yaml_reader_become_plain(config):
+    odd = OrderedDict(config, models=OrderedDict(config["models"]))
+    assert type(check(odd)["models"]) is dict
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "epochs",
+            3,
+            r"^epochs: unknown key; allowed: captures, compile, data_mirror, device, ",
+        ),
+        ("sweep", [], r"^sweep: unknown key; did you mean 'sweeps'\?$"),
+        ("sweeps", ..., r"^sweeps: is missing and has no default$"),
+        ("sweeps", [], r"^sweeps: expected at least 1 entry, got none$"),
+        ("sweeps", {}, r"^sweeps: expected a list, got \{\}$"),
+        ("run", None, r"^run: expected text, got null$"),
+        ("run", "Über", r"^run: expected lower-case letters.* got 'Über'$"),
+        ("run", "a/../b", r"^run: expected lower-case letters.*"),
+        ("run", "a\n", r"^run: expected lower-case letters.*"),
+        ("device", "gpu", r"^device: got 'gpu'; allowed: auto, cpu, cuda$"),
+        ("compile", 1, r"^compile: got 1; allowed: auto, true, false$"),
+        ("data_mirror", "", r"^data_mirror: expected text that is not empty, got ''$"),
+        ("data_mirror", 3, r"^data_mirror: expected text or null, got 3$"),
+        ("sweeps.0.graphs", [], r"^sweeps\[0\]\.graphs: expected at least 1 entry"),
+        (
+            "sweeps.0.graphs",
+            ["digit"],
+            r"^sweeps\[0\]\.graphs\[0\]: got 'digit'; allowed: digits, arxiv_shape, ",
+        ),
+        (
+            "sweeps.0.graphs",
+            ["cora", "cora"],
+            r"^sweeps\[0\]\.graphs: expected each entry once, got \[cora, cora\]$",
+        ),
+        ("sweeps.0.seeds", 0, r"^sweeps\[0\]\.seeds: expected .*at least 1, got 0$"),
+        ("sweeps.0.seeds", 2.0, r"^sweeps\[0\]\.seeds: expected an integer.*got 2\.0$"),
+        ("sweeps.0.seeds", True, r"^sweeps\[0\]\.seeds: expected .*got true$"),
+        (
+            "sweeps.0.training.epochs",
+            "60",
+            r"^sweeps\[0\]\.training\.epochs: .*got '60' \(text; without the quotes",
+        ),
+        (
+            "sweeps.0.training.learning_rate",
+            "1e-2",
+            r"learning_rate: expected a number above 0, got '1e-2' .*write 0\.01\)$",
+        ),
+        (
+            "sweeps.0.training.learning_rate",
+            float("nan"),
+            r"learning_rate: expected a number above 0, got \.nan$",
+        ),
+        ("sweeps.0.training.gradient_clip", 0, r"expected a number or null above 0"),
+        (
+            "sweeps.0.training",
+            ...,
+            r"^sweeps\[0\]\.training: is missing and has no default$",
+        ),
+        (
+            "sweeps.0.methods",
+            ["block46"],
+            r"^sweeps\[0\]\.methods: 'block46' is not among the methods; did you mean "
+            r"'block64'\?$",
+        ),
+        (
+            "sweeps.0.models",
+            ["x"],
+            r"^sweeps\[0\]\.models: 'x' is not among the models; allowed: sage-2x8$",
+        ),
+        (
+            "models.Sage",
+            {"layer": "sage", "num_layers": 1, "hidden": 1},
+            r"^models: expected lower-case letters.*got 'Sage'$",
+        ),
+        (
+            "models.sage-2x8.layer",
+            "gat",
+            r"^models\.sage-2x8\.layer: got 'gat'; allowed: sage, gcn$",
+        ),
+        ("models.sage-2x8.dropout", 1.0, r"dropout: expected .*below 1, got 1\.0$"),
+        ("models.sage-2x8.batch_norm", "on", r"batch_norm: expected true or false"),
+        ("methods.block64.bits", 3, r"bits: got 3; allowed: 1, 2, 4, 8, 32$"),
+        ("methods.block64.bits", 2.0, r"bits: expected .*got 2\.0$"),
+        ("methods.block64.bits", ..., r"^methods\.block64\.bits: is missing; policy"),
+        ("methods.block64.max_block_size", 100, r"a multiple of 32, got 100$"),
+        ("methods.fp32.bits", 2, r"^methods\.fp32\.bits: means nothing with policy f"),
+        ("methods.fp32.max_block_size", 64, r"max_block_size: means nothing with"),
+        ("methods.block64.7", 1, r"^methods\.block64: keys are text, got 7$"),
+        ("figures.formats", ["pdf"], r"^figures\.formats\[0\]: got 'pdf'; allowed"),
+    ],
+)
+def test_message_names_the_key_what_was_expected_and_what_came(
+    config, path, value, message
+):
+    put(config, path, value)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        check(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bits", [1, 32])
+def test_solved_boundaries_need_inner_edges(config, bits):
+    config["methods"]["block64"].update(bits=bits, boundaries="clipped_normal")
+    with pytest.raises(ConfigurationError, match=rf"{bits} bits have none; take 2, 4"):
+        check(config)
+
+
+def test_timed_methods_are_among_the_measured(config):
+    config["measurements"] = [
+        {
+            "graphs": ["digits"],
+            "models": ["sage-2x8"],
+            "methods": ["fp32"],
+            "timed_methods": ["block64"],
+        }
+    ]
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^measurements\[0\]\.timed_methods: 'block64' is not among the methods",
+    ):
+        check(config)
+
+
+def test_a_capture_needs_a_method_that_compresses(config):
+    config["captures"] = [
+        {"graphs": ["digits"], "models": ["sage-2x8"], "method": "fp32", "epochs": [1]}
+    ]
+    with pytest.raises(
+        ConfigurationError, match=r"^captures\[0\]\.method: 'fp32' compresses nothing"
+    ):
+        check(config)
+
+
+def test_epochs_of_a_measurement_are_not_a_key(config):
+    config["measurements"] = [
+        {
+            "graphs": ["digits"],
+            "models": ["sage-2x8"],
+            "methods": ["fp32"],
+            "training": {"epochs": 3},
+        }
+    ]
+    with pytest.raises(
+        ConfigurationError, match=r"measurements\[0\]\.training\.epochs: unknown key"
+    ):
+        check(config)
+
+
+def test_clashes_of_cells_are_refused_as_configuration(config):
+    config["sweeps"].append({**config["sweeps"][0], "seeds_per_job": 2})
+    with pytest.raises(ConfigurationError, match="seed 0 would be trained twice"):
+        check(config)
+
+
+def test_every_problem_gets_a_line(config):
+    config.update(device="gpu", typo=1)
+    with pytest.raises(ConfigurationError) as caught:
+        check(config)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def places(value, path=()):
+    """Every path in a configuration, the root excepted."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+
+
+DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+junk = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2000)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.dates()
+    | st.sampled_from(["digits", "fp32", "block64", "sage-2x64", "auto", "exact"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.sampled_from(list(places(DEFAULT))), value=junk)
+def test_anything_gives_a_plan_or_a_message(place, value):
+    """One value of the default replaced by anything: never another exception."""
+    config = copy.deepcopy(DEFAULT)
+    target = config
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    with contextlib.suppress(ConfigurationError):
+        assert run_specs(check(config))
+
+
+def test_the_graphs_are_those_that_can_be_prepared():
+    names = SCHEMA["$defs"]["graphs"]["items"]["enum"]
+    raw = {source.graph for source in RAW_SOURCES.values()}
+    assert set(names) == set(EMBEDDED_GRAPHS) | raw
+    assert not [name for name in names if "-" in name], "cells are split at hyphens"
+
+
+def test_every_key_says_what_it_means():
+    def keys(schema):
+        for key in schema.get("properties", {}).values():
+            target = SCHEMA["$defs"].get(key.get("$ref", "").split("/")[-1], {})
+            if "/properties/" not in key.get("$ref", ""):
+                yield {**target, **key}
+            yield from keys(key)
+
+    described = [*keys(SCHEMA), *(k for d in SCHEMA["$defs"].values() for k in keys(d))]
+    assert len(described) > 30
+    assert all(len(key["description"]) > 10 for key in described)
+
+
+def test_readme_holds_the_table_of_keys():
+    """To renew it, put what describe_keys returns in the place of the old table."""
+    readme = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+    assert describe_keys(SCHEMA) in readme

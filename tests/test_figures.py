@@ -1,0 +1,217 @@
+"""Figures: the data and mappings of each ggplot, and files that come out the same."""
+
+import re
+
+import numpy as np
+import pytest
+from made_up_records import (
+    METHODS,
+    PUBLISHED,
+    made_up_boundaries,
+    made_up_collection,
+    made_up_distributions,
+)
+
+from pipeline_src import figures
+from pipeline_src.figures import (
+    FIGURES,
+    plot_accuracy_memory,
+    plot_boundaries,
+    plot_epoch_time_block_size,
+    plot_figure,
+    plot_memory_block_size,
+    plot_position_histograms,
+    plot_quantile_quantile,
+    plot_training_curves,
+    render,
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return made_up_collection(folder, methods=METHODS, graphs=("digits", "cora"))
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Fewer dots: nothing here looks at them."""
+    monkeypatch.setattr(figures, "RESOLUTION", 50)
+
+
+def layer_data(plot, geom):
+    """The data frame of each layer of that geom; the plot's own where it has none."""
+    layers = [layer for layer in plot.layers if type(layer.geom).__name__ == geom]
+    return [plot.data if layer._data is None else layer._data for layer in layers]
+
+
+def test_accuracy_memory_has_one_point_per_method_with_its_spread(runs):
+    plot = plot_accuracy_memory(runs)
+    assert (plot.mapping["x"], plot.mapping["y"]) == ("memory", "accuracy")
+    points = plot.data
+    assert len(points) == 2 * (len(METHODS) - 1)  # FP32 is the line
+    exact = points[points["method"] == "EXACT"].iloc[0]
+    chosen = runs.isel(run=runs["method"].values == "exact")["test_accuracy"][:3] * 100
+    assert exact["accuracy"] == pytest.approx(float(chosen.mean()))
+    assert exact["high"] - exact["low"] == pytest.approx(2 * float(chosen.std(ddof=1)))
+    assert exact["memory"] == pytest.approx(0.01 * PUBLISHED["exact"])
+    (fp32,) = layer_data(plot, "geom_hline")
+    assert fp32["method"].tolist() == ["FP32", "FP32"]
+    assert "digits, sage-2x64 (FP32: 7.86 MiB)" in set(points["place"])
+
+
+def test_crowded_points_keep_their_order_and_move_little(runs):
+    """No marker hides another, none moves further than all gaps before it together."""
+    points = plot_accuracy_memory(runs).data
+    points = points[points["place"].str.startswith("digits")].sort_values("memory")
+    true = np.sort([0.01 * PUBLISHED[method] for method in METHODS if method != "fp32"])
+    span = true[-1] - true[0]
+    assert np.diff(points["memory"]).min() >= figures.MIN_GAP * span * (1 - 1e-9)
+    moved = points["memory"].to_numpy() - true
+    assert np.all(moved >= -1e-12)
+    assert moved.max() <= figures.MIN_GAP * span * len(points)
+
+
+def test_memory_falls_along_rows_per_block_and_fp32_is_named(runs):
+    data = plot_memory_block_size(runs).data
+    place = "arxiv_shape, sage-3x128 (FP32: 786.22 MiB)"
+    even = data[(data["place"] == place) & data["family"].str.contains("even")]
+    assert even["rows_per_block"].tolist() == [1, 2, 4, 8, 16, 32, 64]
+    published = [PUBLISHED[method] for method in METHODS[1:8]]
+    np.testing.assert_allclose(even["memory"], published)
+    assert data["place"].cat.categories[0] == place
+
+
+def test_epoch_time_shows_every_repeat_and_the_medians(runs):
+    plot = plot_epoch_time_block_size(runs)
+    place = "arxiv_shape, sage-3x128"
+    repeats, _ = layer_data(plot, "geom_point")
+    assert (repeats["place"] == place).sum() == 2 * 5
+    measured = runs["measured_epoch_time"].values
+    medians = plot.data[plot.data["place"] == place]["value"]
+    np.testing.assert_allclose(medians, np.median(measured[[1, 7]], axis=1))
+    (fp32,) = layer_data(plot, "geom_hline")
+    fp32_time = fp32.set_index("place").loc[place, "value"]
+    assert fp32_time == pytest.approx(np.median(measured[0]))
+
+
+def test_histograms_account_for_every_value():
+    """Interior bars and the two end masses of a panel add up to 100 %."""
+    plot = plot_position_histograms([made_up_distributions()])
+    panels = plot.data.groupby(["tensor", "projected"], observed=True)
+    assert panels.ngroups == 5 * 2
+    np.testing.assert_allclose(panels["share"].sum(), 100)
+    assert (panels["end"].sum() == 2).all()
+    ends = plot.data[plot.data["end"]]
+    assert (ends["position"] < 0).sum() == (ends["position"] > 3).sum() == 10
+
+
+def test_histograms_show_the_last_epoch_and_only_real_end_masses():
+    dataset = made_up_distributions()
+    dataset["histogram"][:, 0] = np.nan
+    plot = plot_position_histograms([dataset])
+    assert len(plot.data) == 10 * (40 + 2)
+    (ends,) = layer_data(plot, "geom_point")
+    assert ends["law"].unique().tolist() == ["clipped normal"]
+    (lines,) = layer_data(plot, "geom_line")
+    assert list(lines["law"].cat.categories)[-1] == "clipped normal"
+    assert lines["law"].nunique() == 4
+
+
+def test_quantiles_of_the_law_that_holds_lie_on_the_diagonal():
+    dataset = made_up_distributions()
+    dataset["quantile_fitted"][..., 3, :] = dataset["quantile_observed"]
+    plot = plot_quantile_quantile([dataset])
+    assert (plot.mapping["x"], plot.mapping["y"]) == ("fitted", "observed")
+    data = plot.data[plot.data["law"] == "clipped normal"]
+    np.testing.assert_array_equal(data["fitted"], data["observed"])
+
+
+def test_boundaries_leave_out_one_bit_and_give_percent():
+    table = made_up_boundaries()
+    data = plot_boundaries(table).data
+    assert list(data["bits"].cat.categories) == ["2 bits", "4 bits", "8 bits"]
+    reduction = data[data["quantity"] == "Variance reduction [%]"]["value"]
+    assert reduction.max() == pytest.approx(
+        100 * float(table["variance_reduction"].max())
+    )
+
+
+def test_training_curves_are_mean_and_standard_deviation(runs):
+    data = plot_training_curves(runs).data
+    chosen = (data["method"] == "EXACT") & (data["quantity"] == "Training loss")
+    first = data[chosen & (data["place"] == "digits, sage-2x64")]
+    is_it = (runs["method"].values == "exact") & (runs["graph"].values == "digits")
+    curves = runs["loss_curve"].values[is_it]
+    np.testing.assert_allclose(first["mean"], curves.mean(axis=0))
+    half = curves.std(axis=0, ddof=1)
+    np.testing.assert_allclose(first["high"] - first["low"], 2 * half)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn_from_what_rules_write(runs, name):
+    """A PNG no wider than 7 inches."""
+    plot = plot_figure(name, runs, [made_up_distributions()], made_up_boundaries())
+    content = render(plot, "png")
+    width = int.from_bytes(content[16:20], "big")  # IHDR of a PNG
+    assert content.startswith(b"\x89PNG")
+    assert width <= 7 * figures.RESOLUTION
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_what_was_not_measured_is_said_in_the_figure(runs, name):
+    if name == "boundaries":
+        empty = plot_boundaries(made_up_boundaries().isel(bits=[0]))
+    else:
+        nothing = runs.isel(run=[], measurement=[])
+        empty = plot_figure(name, nothing, [], made_up_boundaries())
+    (layer,) = empty.layers
+    assert "not measured" in layer.geom.aes_params["label"]
+    assert render(empty, "png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("file_format", ["png", "svg"])
+def test_the_same_figure_gives_the_same_bytes(runs, file_format):
+    first, second = (render(plot_accuracy_memory(runs), file_format) for _ in range(2))
+    assert first == second
+    assert not re.search(rb"20\d\d-\d\d-\d\d", first)
+
+
+def test_unknown_names_are_refused(runs):
+    with pytest.raises(ValueError, match=r"one of \('accuracy_memory', .*got 'pie'"):
+        plot_figure("pie", runs, [], made_up_boundaries())
+    with pytest.raises(ValueError, match="png or svg, got 'pdf'"):
+        render(plot_accuracy_memory(runs), "pdf")
+
+
+def test_methods_differ_in_colour_or_shape(runs):
+    """No two methods look the same, although there are more of them than colours."""
+    methods = plot_accuracy_memory(runs).data["method"]
+    color, shape = figures._method_scales(methods, "color", "shape")
+    names = list(methods.cat.categories)
+    looks = {
+        (color.palette(len(names))[name], shape.palette(len(names))[name])
+        for name in names
+    }
+    assert len(names) > len(figures.COLORS)
+    assert len(looks) == len(names)
+
+
+@pytest.mark.parametrize("method", ["exact", "fp32"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "accuracy_memory",
+        "memory_block_size",
+        "epoch_time_block_size",
+        "training_curves",
+    ],
+)
+def test_a_sweep_may_lack_fp32_or_compressed_methods(runs, name, method):
+    """With one method and one seed every figure is still drawn."""
+    one = runs.isel(
+        run=np.flatnonzero(runs["method"].values == method)[:1],
+        measurement=runs["measurement_method"].values == method,
+    )
+    plot = plot_figure(name, one, [made_up_distributions()], made_up_boundaries())
+    assert render(plot, "png").startswith(b"\x89PNG")

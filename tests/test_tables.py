@@ -1,0 +1,217 @@
+"""Tables say what a person with pencil and paper finds in the same records."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from made_up_records import (
+    METHODS,
+    MIB,
+    PUBLISHED,
+    made_up_boundaries,
+    made_up_collection,
+    made_up_distributions,
+    made_up_measurement,
+    made_up_spec,
+)
+
+from pipeline_src.experiment.records import collect_runs, run_record, write_dataset
+from pipeline_src.experiment.tables import (
+    NOT_MEASURED,
+    accuracy_table,
+    boundaries_table,
+    distribution_table,
+    memory_table,
+    paired_interval,
+    to_csv,
+    to_markdown,
+)
+
+
+def collect(folder, accuracies, epoch_time=0.5):
+    """Runs with given accuracies: method -> seed -> accuracy."""
+    paths = []
+    for method, by_seed in accuracies.items():
+        spec = made_up_spec(method, seeds=list(by_seed))
+        scalars = {"test_accuracy": list(by_seed.values()), "epoch_time": epoch_time}
+        paths.append(folder / f"{method}.nc")
+        write_dataset(
+            run_record(json.dumps(spec), {}, spec["seeds"], scalars, {}), paths[-1]
+        )
+    return collect_runs(paths)
+
+
+def test_accuracy_against_numbers_worked_by_hand(tmp_path):
+    """Mean 70, std 10; differences -1, -2, -3: mean -2, std 1, t(0.975, 2) = 4.3027."""
+    fp32 = {0: 0.6, 1: 0.7, 2: 0.8}
+    exact = {0: 0.59, 1: 0.68, 2: 0.77}
+    table = accuracy_table(collect(tmp_path, {"fp32": fp32, "exact": exact}))
+    first, second = (row for _, row in table.values.iterrows())
+    assert (first["method"], second["method"]) == ("FP32", "EXACT")
+    assert first["test accuracy mean [%]"] == pytest.approx(70)
+    assert first["test accuracy std [%]"] == pytest.approx(10)
+    assert second["difference to FP32 [points]"] == pytest.approx(-2)
+    half = 4.302652729749464 / np.sqrt(3)
+    assert second["interval low [points]"] == pytest.approx(-2 - half)
+    assert second["interval high [points]"] == pytest.approx(-2 + half)
+    assert second["exceeds seed noise"] == "no"  # -2 + 2.48 > 0
+    assert second["epochs/s"] == pytest.approx(2)
+    assert table.shown["test accuracy [%]"].tolist()[0] == "70.00 ± 10.00"
+    assert table.shown["difference to FP32 [points]"].tolist() == ["–", "-2.00"]
+
+
+def test_a_steady_loss_exceeds_the_seed_noise_although_the_spreads_overlap(tmp_path):
+    """Pairing by seed sees -1 ± 0.1 points through a spread of 10 points."""
+    fp32 = {0: 0.6, 1: 0.7, 2: 0.8}
+    exact = {0: 0.590, 1: 0.691, 2: 0.789}
+    table = accuracy_table(collect(tmp_path, {"fp32": fp32, "exact": exact}))
+    assert table.values["exceeds seed noise"].tolist() == ["–", "yes"]
+
+
+def test_differences_pair_equal_seeds_only(tmp_path):
+    """Seeds 1 and 2 are common: (0.5 - 0.7, 0.6 - 0.8) = -20 points, twice."""
+    runs = {"fp32": {0: 0.1, 1: 0.7, 2: 0.8}, "exact": {2: 0.6, 1: 0.5, 3: 0.9}}
+    row = accuracy_table(collect(tmp_path, runs)).values.iloc[1]
+    assert row["paired seeds"] == 2
+    assert row["difference to FP32 [points]"] == pytest.approx(-20)
+
+
+def test_one_seed_or_no_baseline_gives_no_interval(tmp_path):
+    alone = accuracy_table(collect(tmp_path, {"exact": {0: 0.5, 1: 0.6}}))
+    assert alone.shown["difference to FP32 [points]"].tolist() == [NOT_MEASURED]
+    single = accuracy_table(collect(tmp_path, {"fp32": {0: 0.5}, "exact": {0: 0.4}}))
+    row = single.shown.iloc[1]
+    assert row["difference to FP32 [points]"] == "-10.00"
+    assert row["95 % interval [points]"] == NOT_MEASURED
+    assert row["exceeds seed noise"] == NOT_MEASURED
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    """Of n intervals 95 % cover the mean; a count 5 standard errors off is wrong."""
+    generator = np.random.default_rng(0)
+    n = 2000
+    ends = [paired_interval(generator.normal(1.0, 2.0, size=5))[1:] for _ in range(n)]
+    covered = sum(low <= 1.0 <= high for low, high in ends)
+    assert abs(covered - 0.95 * n) <= 5 * np.sqrt(n * 0.95 * 0.05)
+
+
+def test_memory_against_the_published_numbers(tmp_path):
+    """Ratios to FP32 and EXACT, and -96.7 % and -16.1 % as the abstract claims."""
+    table = memory_table(made_up_collection(tmp_path))
+    rows = table.values[table.values["graph"] == "arxiv_shape"].set_index("method")
+    assert len(rows) == len(METHODS)
+    assert rows.loc["EXACT", "saved [MiB]"] == pytest.approx(30.47)
+    assert rows.loc["G/R = 64", "FP32 / saved"] == pytest.approx(786.22 / 25.56)
+    assert rows.loc["G/R = 64", "EXACT / saved"] == pytest.approx(30.47 / 25.56)
+    assert rows.loc["FP32", "FP32 / saved"] == 1
+    assert rows.loc["EXACT", "saved with loss side [MiB]"] == pytest.approx(44.47)
+    assert 100 / rows.loc["G/R = 64", "FP32 / saved"] - 100 == pytest.approx(
+        -96.7, abs=0.1
+    )
+
+
+def test_speed_is_the_median_of_the_repeats(tmp_path):
+    """Times 1, 2, 4, 5, 8 s: median 1/4, least 1/8, most 1; FP32 twice as fast."""
+    measurement = made_up_measurement(methods=("fp32", "exact", "block2"))
+    times = np.array([1.0, 2.0, 4.0, 5.0, 8.0])
+    measurement["epoch_time"][1] = times
+    measurement["epoch_time"][0] = times / 2
+    write_dataset(measurement, tmp_path / "m.nc")
+    table = memory_table(collect_runs([], [tmp_path / "m.nc"]))
+    row = table.values.iloc[1]
+    assert (row["epochs/s median"], row["epochs/s min"], row["epochs/s max"]) == (
+        0.25,
+        0.125,
+        1.0,
+    )
+    assert row["speed / FP32"] == 0.5
+    assert table.shown["epochs/s (min … max)"].tolist() == [
+        "0.500 (0.250 … 2.00)",
+        "0.250 (0.125 … 1.00)",
+        NOT_MEASURED,
+    ]
+
+
+def test_a_graph_not_measured_alone_shows_what_training_noted(tmp_path):
+    table = memory_table(made_up_collection(tmp_path))
+    rows = table.values[table.values["graph"] == "digits"]
+    assert rows["measured"].unique().tolist() == ["in training"]
+    assert rows["saved [MiB]"].iloc[0] == pytest.approx(0.01 * PUBLISHED["fp32"])
+    assert rows["saved with loss side [MiB]"].isna().all()
+
+
+def test_rows_keep_the_order_of_the_configuration(tmp_path):
+    methods = ("block64-vm", "fp32", "exact")
+    collected = made_up_collection(tmp_path, methods=methods, graphs=("pubmed", "cora"))
+    shown = accuracy_table(collected).shown
+    assert shown["graph"].tolist() == ["pubmed"] * 3 + ["cora"] * 3
+    assert shown["method"].tolist() == ["G/R = 64 + VM", "FP32", "EXACT"] * 2
+
+
+def test_distributions_have_a_row_for_each_observed_sample():
+    dataset = made_up_distributions()
+    dataset["jensen_shannon"][0, 0, 0] = np.nan  # nothing was observed there
+    dataset["variance_reduction_achieved"][1, 0, 0] = -0.08
+    table = distribution_table([dataset])
+    assert len(table.values) == 5 * 2 * 2 - 1
+    row = table.shown.set_index(["epoch", "layer", "tensor", "projected"]).loc[
+        ("1", "layer1", "aggregated", "no")
+    ]
+    assert row["JS clipped normal [bit]"] == "0.0040"
+    assert row["variance reduction predicted [%]"] == "6.33"
+    assert row["variance reduction achieved [%]"] == "-8.00"
+
+
+def test_boundaries_list_known_sizes_and_leave_out_one_bit():
+    table = boundaries_table(made_up_boundaries())
+    assert table.values["bits"].unique().tolist() == [2, 4, 8]
+    assert table.values["block size d"].unique().tolist() == [
+        4,
+        8,
+        16,
+        32,
+        64,
+        1024,
+        4096,
+    ]
+    assert table.values["variance reduction [%]"].iloc[0] == pytest.approx(4)
+
+
+def test_csv_and_markdown_agree_and_say_what_was_not_measured(tmp_path):
+    table = memory_table(made_up_collection(tmp_path))
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
+    assert len(lines) - 2 == len(rows) == len(table.values)
+    by_method = {row["method"]: row for row in rows if row["graph"] == "arxiv_shape"}
+    assert by_method["G/R = 2"]["epochs/s median"] == NOT_MEASURED
+    assert float(by_method["EXACT"]["saved [MiB]"]) == 30.47
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+def test_an_empty_table_says_so(tmp_path):
+    page = to_markdown(distribution_table([]))
+    assert "(not measured in this configuration)" in page
+    collected = made_up_collection(tmp_path, methods=(), measured=True)
+    assert accuracy_table(collected).values.empty
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "shown"), [(786.2214, "786.22"), (25.5, "25.50"), (0.30474, "0.3047")]
+)
+def test_small_graphs_keep_their_digits(tmp_path, mebibytes, shown):
+    """Two decimals as published, but 0.3047 and 0.3021 MiB are not both 0.30."""
+    measurement = made_up_measurement(methods=("fp32",))
+    measurement["saved_memory"][:] = mebibytes * MIB
+    write_dataset(measurement, tmp_path / "m.nc")
+    table = memory_table(collect_runs([], [tmp_path / "m.nc"]))
+    assert table.shown["saved [MiB]"].tolist() == [shown]
+
+
+def test_exact_is_one_row_per_block_wherever_it_stands(tmp_path):
+    """EXACT listed last is still what the others are compared with."""
+    measurement = made_up_measurement(methods=("block2", "block64-vm", "exact"))
+    write_dataset(measurement, tmp_path / "m.nc")
+    ratios = memory_table(collect_runs([], [tmp_path / "m.nc"])).values["EXACT / saved"]
+    np.testing.assert_allclose(ratios, [30.47 / 27.88, 30.47 / 25.56, 1])

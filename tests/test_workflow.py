@@ -1,0 +1,320 @@
+"""The workflow as its users meet it: plans, formatting, re-runs, a whole tiny run.
+
+Re-runs are tried on a copy of the repository whose scripts write their outputs at
+once and compute nothing; below that, the copies keep the imports of the originals.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+PARTS = ("Snakefile", "workflow", "pipeline_src", "config", "profiles")
+AT_ONCE = """
+if __name__ == "__main__":
+    from pathlib import Path
+
+    for path in snakemake.output:
+        Path(path).write_text("made by the test")
+    raise SystemExit
+"""
+
+
+def call(*command, cwd=ROOT, environment=None):
+    return subprocess.run(
+        [BIN / command[0], *command[1:]],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+def snakemake(*arguments, cwd=ROOT):
+    done = call("snakemake", *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def planned(*arguments, cwd=ROOT):
+    """Jobs of a dry run, by rule."""
+    text = snakemake("--dry-run", *arguments, cwd=cwd)
+    table = text.partition("Job stats:")[2].partition("\ntotal")[0]
+    return Counter(
+        {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
+    )
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the repository without results."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for part in PARTS:
+        source = ROOT / part
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, folder / part)
+    shutil.copy2(ROOT / "environment.yml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(checkout):
+    """The copy after a run of the default by scripts that compute nothing."""
+    for script in (checkout / "workflow" / "scripts").glob("*.py"):
+        script.write_text(AT_ONCE + script.read_text(encoding="utf-8"))
+    snakemake("--cores", "2", cwd=checkout)
+    assert not planned(cwd=checkout)
+    return checkout
+
+
+def test_lint_is_clean():
+    done = call("snakemake", "--lint")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_formatting_is_snakefmts():
+    done = call("snakefmt", "--check", "Snakefile", "workflow")
+    assert done.returncode == 0, done.stderr
+
+
+def test_entry_files_are_short_and_hold_no_functions():
+    lines = (ROOT / "workflow" / "Snakefile").read_text().splitlines()
+    assert len(lines) < 40
+    assert not [line for line in lines if line.startswith("def ")]
+
+
+RESULTS = {
+    "solve_boundaries": 1,
+    "measure_runs": 2,
+    "collect_runs": 1,
+    "check_results": 1,
+    "plot_figure": 7,
+    "write_tables": 1,
+    "write_report": 1,
+    "all": 1,
+}
+DEFAULT = RESULTS | {
+    "prepare_graph": 3,
+    "capture_activations": 1,
+    "fit_distributions": 1,
+    "train_run": 2 * 4,  # models x methods
+}
+PLANETOID = RESULTS | {
+    "fetch_graph": 4,
+    "prepare_graph": 4,
+    "capture_activations": 3,
+    "fit_distributions": 3,
+    "train_run": 4 * 2 * 4,  # graphs x models x methods
+}
+PAPER = RESULTS | {
+    "fetch_graph": 2,
+    "prepare_graph": 2,
+    "capture_activations": 2,
+    "fit_distributions": 2,
+    "train_run": 2 * 9 * 2,  # graphs x methods x blocks of seeds
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jobs"),
+    [
+        ((), DEFAULT),
+        (("--snakefile", "workflow/Snakefile"), DEFAULT),
+        (("--configfile", "config/planetoid.yaml"), PLANETOID),
+        (("--configfile", "config/paper.yaml"), PAPER),
+        (
+            ("--configfile", "config/paper.yaml", "--replace-workflow-config"),
+            PAPER,
+        ),
+    ],
+    ids=["default", "inner", "planetoid", "paper", "paper-alone"],
+)
+def test_a_configuration_asks_for_these_jobs(checkout, arguments, jobs):
+    """In an empty folder, so that nothing is there already."""
+    assert planned(*arguments, cwd=checkout) == jobs
+
+
+def test_a_wrong_configuration_is_refused_in_words(checkout):
+    done = call("snakemake", "-n", "--config", "devise=cpu", cwd=checkout)
+    assert done.returncode == 1
+    assert "devise: unknown key; did you mean 'device'?" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_unknown_cells_have_no_rule(checkout):
+    target = "results/default/runs/digits-sage-2x64-block3-s0to4.nc"
+    done = call("snakemake", "-n", target, cwd=checkout)
+    assert done.returncode == 1
+    assert "MissingRuleException" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("profile", ["default", "gpu", "slurm", "slurm-gpu"])
+def test_profiles_plan_the_same_jobs(checkout, profile):
+    """A profile says where jobs run, and never what they compute."""
+    jobs = planned("--workflow-profile", f"profiles/{profile}", cwd=checkout)
+    assert jobs == DEFAULT
+
+
+DOWNSTREAM = {"plot_figure", "write_tables", "write_report"}
+CHECKED = DOWNSTREAM | {"collect_runs", "check_results"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "rules"),
+    [
+        ("figures.py", {"plot_figure", "write_report"}),
+        ("experiment/checks.py", {"check_results", "write_report"}),
+        (
+            "experiment/laws.py",
+            {"capture_activations", "fit_distributions"} | DOWNSTREAM,
+        ),
+        (
+            "experiment/training.py",
+            {"train_run", "measure_runs", "capture_activations", "fit_distributions"}
+            | CHECKED,
+        ),
+        ("gnn/fetching.py", set()),
+        ("experiment/configuration.py", set()),
+        ("experiment/plans.py", set()),
+    ],
+)
+def test_an_edit_runs_again_what_depends_on_it(finished, file, rules):
+    path = finished / "pipeline_src" / file
+    original = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(original + "\n# edited\n", encoding="utf-8")
+        assert set(planned(cwd=finished)) - {"all"} == rules
+    finally:
+        path.write_text(original, encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_file_written_again_unchanged_runs_nothing(finished):
+    """Content counts, not the time of writing: a checkout of another branch is free."""
+    for path in (finished / "pipeline_src").rglob("*.py"):
+        path.touch()
+    assert not planned(cwd=finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new", "jobs"),
+    [
+        # A sixth and seventh seed: one new block for each of the eight cells.
+        ("seeds: 5\n", "seeds: 7\n", {"train_run": 8}),
+        ("{epochs: 60, learning_rate: 0.01", "{epochs: 61, learning_rate: 0.01", None),
+        ("label: EXACT,", "label: EXACT INT2,", {"train_run": 2, "measure_runs": 2}),
+        ("device: auto", "device: cpu", {}),
+        ("compile: auto", "compile: false", {}),
+        ("[1, 20, 60]", "[1, 60]", {"capture_activations": 1, "fit_distributions": 1}),
+    ],
+    ids=["seeds", "epochs", "label", "device", "compile", "captures"],
+)
+def test_a_changed_key_runs_again_what_it_changes(finished, old, new, jobs):
+    path = finished / "config" / "config.yaml"
+    original = path.read_text(encoding="utf-8")
+    assert old in original
+    jobs = {"train_run": 8} if jobs is None else jobs
+    try:
+        path.write_text(original.replace(old, new, 1), encoding="utf-8")
+        again = planned(cwd=finished)
+    finally:
+        path.write_text(original, encoding="utf-8")
+    computing = {
+        "train_run",
+        "measure_runs",
+        "capture_activations",
+        "fit_distributions",
+    }
+    assert {rule: n for rule, n in again.items() if rule in computing} == jobs
+
+
+@pytest.mark.slow
+def test_a_deleted_record_is_made_again(finished):
+    record = next((finished / "results" / "default" / "runs").glob("*.nc"))
+    kept = record.read_bytes()
+    record.unlink()
+    try:
+        assert planned(cwd=finished)["train_run"] == 1
+    finally:
+        record.write_bytes(kept)
+
+
+@pytest.mark.slow
+def test_a_moved_checkout_has_nothing_to_do(finished, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(finished, moved)
+    assert not planned(cwd=moved)
+
+
+TINY = """
+run: tiny
+device: cpu
+compile: false
+models:
+  sage-2x16: {layer: sage, num_layers: 2, hidden: 16}
+methods:
+  fp32: {label: FP32, policy: full}
+  exact: {label: EXACT, policy: exact, bits: 2, projection_ratio: 4}
+  block16:
+    label: G/R = 16
+    policy: exact
+    bits: 2
+    projection_ratio: 4
+    rows_per_block: 16
+  block16-vm:
+    label: G/R = 16 + VM
+    policy: exact
+    bits: 2
+    projection_ratio: 4
+    rows_per_block: 16
+    boundaries: clipped_normal
+sweeps:
+  - graphs: [digits]
+    models: [sage-2x16]
+    methods: [fp32, exact, block16, block16-vm]
+    seeds: 2
+    training: {epochs: 15, gradient_clip: 0.5}
+measurements:
+  - graphs: [digits]
+    models: [sage-2x16]
+    methods: [fp32, exact, block16]
+    timed_methods: [fp32, exact, block16]
+    warmup: 1
+    repeats: 2
+captures:
+  - {graphs: [digits], models: [sage-2x16], method: block16, epochs: [1, 5]}
+"""
+
+
+@pytest.mark.slow
+def test_a_tiny_run_goes_from_graph_to_report(tmp_path):
+    """All rules with their real scripts, in a folder of its own."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text(TINY)
+    start = ("snakemake", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path)
+    # The environment is not activated: its interpreter is found all the same.
+    bare = {"PATH": os.defpath, "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
+    done = call(*start, "--cores", "2", environment=bare)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-6000:]
+    assert "G/R = 16 + VM" in done.stdout, "the summary prints the tables"
+
+    results = tmp_path / "results" / "tiny"
+    assert len(list((results / "runs").glob("*.nc"))) == 4
+    assert len(list((results / "tables").glob("*"))) == 8
+    assert len(list((results / "figures").glob("*"))) == 14
+    assert all(path.stat().st_size for path in results.glob("[!l]*/*"))  # not the logs
+    assert "<html" in (results / "report.html").read_text(encoding="utf-8")
+    assert not list(results.rglob("*.tmp"))
+
+    again = call(*start, "--cores", "2", environment=bare)
+    assert "Nothing to be done" in again.stdout + again.stderr

@@ -1,0 +1,152 @@
+"""What the rules share: the checked configuration, names, paths, input functions."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline_src.experiment.configuration import (
+    ConfigurationError,
+    checked_configuration,
+    read_schema,
+)
+from pipeline_src.experiment.sources import imported_sources
+from pipeline_src.experiment.plans import capture_plans, measurement_plans, run_specs
+
+# Jobs find the interpreter that runs Snakemake, the library, and compiled kernels.
+for name, folder in {"PATH": Path(sys.executable).parent, "PYTHONPATH": ROOT}.items():
+    folders = os.environ.get(name, "").split(os.pathsep)
+    if str(folder) != folders[0]:
+        os.environ.update(
+            {name: os.pathsep.join([str(folder), *filter(None, folders)])}
+        )
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
+
+try:
+    CONFIG = checked_configuration(
+        config, read_schema(ROOT / "workflow" / "schemas" / "config.schema.yaml")
+    )
+except ConfigurationError as error:
+    raise WorkflowError(f"The configuration cannot be run:\n{error}") from None
+config.update(CONFIG)  # what scripts see: device, compile, data_mirror, figures
+
+CELLS = {spec.cell: spec for spec in run_specs(CONFIG)}
+MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
+CAPTURES = {plan.name: plan for plan in capture_plans(CONFIG)}
+FORMATS = CONFIG["figures"]["formats"]
+TABLES = [
+    f"{table}.{ending}"
+    for table in ("accuracy", "memory", "distributions", "boundaries")
+    for ending in ("md", "csv")
+]
+FIGURES = [
+    "accuracy_memory",
+    "training_curves",
+    "boundaries",
+    *(["memory_block_size", "epoch_time_block_size"] if MEASUREMENTS else []),
+    *(["position_histograms", "quantile_quantile"] if CAPTURES else []),
+]
+CAPTIONS = os.path.relpath(ROOT / "workflow" / "report" / "figure.rst")
+# A request, not a limit; on a cluster the profile asks instead.
+GPUS = int(
+    CONFIG["device"] != "cpu" and Path(os.devnull).with_name("nvidiactl").exists()
+)
+
+
+def one_of(names):
+    """A wildcard's pattern that matches these names and nothing else."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+wildcard_constraints:
+    graph="[a-z0-9_]+",
+    cell=one_of(CELLS),
+    plan=one_of(MEASUREMENTS),
+    capture=one_of(CAPTURES),
+    figure=one_of(FIGURES),
+
+
+def sources(rule):
+    """The library's files behind a rule's script, relative to the working folder.
+
+    Relative, because Snakemake would run everything again if the checkout moved.
+    """
+    script = ROOT / "workflow" / "scripts" / f"{rule}.py"
+    return [os.path.relpath(path) for path in imported_sources(script, ROOT)]
+
+
+def graph_file(graph):
+    return f"resources/graphs/{graph}.npz"
+
+
+def boundaries_file(*specs):
+    """The solver's table, if one of the runs takes its bin edges from there."""
+    needed = any(spec.method.needs_boundaries for spec in specs)
+    return "<results>/boundaries.nc" if needed else []
+
+
+def graph_of_run(wildcards):
+    return graph_file(CELLS[wildcards.cell].graph)
+
+
+def boundaries_of_run(wildcards):
+    return boundaries_file(CELLS[wildcards.cell])
+
+
+def spec_of_run(wildcards):
+    return CELLS[wildcards.cell].to_params()
+
+
+def graph_of_measurement(wildcards):
+    return graph_file(MEASUREMENTS[wildcards.plan].specs[0].graph)
+
+
+def boundaries_of_measurement(wildcards):
+    return boundaries_file(*MEASUREMENTS[wildcards.plan].specs)
+
+
+def specs_of_measurement(wildcards):
+    return [spec.to_params() for spec in MEASUREMENTS[wildcards.plan].specs]
+
+
+def timed_methods_of_measurement(wildcards):
+    return list(MEASUREMENTS[wildcards.plan].timed)
+
+
+def warmup_of_measurement(wildcards):
+    return MEASUREMENTS[wildcards.plan].warmup
+
+
+def repeats_of_measurement(wildcards):
+    return MEASUREMENTS[wildcards.plan].repeats
+
+
+def graph_of_capture(wildcards):
+    return graph_file(CAPTURES[wildcards.capture].spec.graph)
+
+
+def boundaries_of_capture(wildcards):
+    return boundaries_file(CAPTURES[wildcards.capture].spec)
+
+
+def spec_of_capture(wildcards):
+    return CAPTURES[wildcards.capture].spec.to_params()
+
+
+def epochs_of_capture(wildcards):
+    return list(CAPTURES[wildcards.capture].epochs)
+
+
+def print_summary():
+    """The two tables that most readers want first, in the terminal."""
+    results = Path("results") / CONFIG["run"]
+    for table in ("accuracy", "memory"):
+        path = results / "tables" / f"{table}.md"
+        if path.exists():
+            print(path.read_text(encoding="utf-8"))
+    print(f"Everything is below {results}; start with {results / 'report.html'}.")

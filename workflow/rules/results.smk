@@ -1,0 +1,98 @@
+rule collect_runs:
+    input:
+        runs=collect("<results>/runs/{cell}.nc", cell=CELLS),
+        measurements=collect("<results>/measurements/{plan}.nc", plan=MEASUREMENTS),
+        sources=sources("collect_runs"),
+    output:
+        runs="<results>/runs.nc",
+    log:
+        "<logs>/collect_runs.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/collect_runs.py"
+
+
+rule check_results:
+    input:
+        runs="<results>/runs.nc",
+        sources=sources("check_results"),
+    output:
+        report="<results>/checks.txt",
+    log:
+        "<logs>/check_results.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/check_results.py"
+
+
+rule write_tables:
+    input:
+        runs="<results>/runs.nc",
+        distributions=collect("<results>/distributions/{capture}.nc", capture=CAPTURES),
+        boundaries="<results>/boundaries.nc",
+        sources=sources("write_tables"),
+    output:
+        accuracy_md="<results>/tables/accuracy.md",
+        accuracy_csv="<results>/tables/accuracy.csv",
+        memory_md="<results>/tables/memory.md",
+        memory_csv="<results>/tables/memory.csv",
+        distributions_md="<results>/tables/distributions.md",
+        distributions_csv="<results>/tables/distributions.csv",
+        boundaries_md="<results>/tables/boundaries.md",
+        boundaries_csv="<results>/tables/boundaries.csv",
+    log:
+        "<logs>/write_tables.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/write_tables.py"
+
+
+rule plot_figure:
+    input:
+        runs="<results>/runs.nc",
+        distributions=collect("<results>/distributions/{capture}.nc", capture=CAPTURES),
+        boundaries="<results>/boundaries.nc",
+        sources=sources("plot_figure"),
+    output:
+        report(
+            collect("<results>/figures/{{figure}}.{format}", format=FORMATS),
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+    log:
+        "<logs>/plot_figure/{figure}.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        figure="{figure}",
+    script:
+        "../scripts/plot_figure.py"
+
+
+rule write_report:
+    input:
+        tables=collect("<results>/tables/{table}", table=TABLES),
+        figures=collect(
+            "<results>/figures/{figure}.{format}", figure=FIGURES, format=FORMATS
+        ),
+        runs="<results>/runs.nc",
+        checks="<results>/checks.txt",
+        captions=CAPTIONS,
+        sources=sources("write_report"),
+    output:
+        report="<results>/report.html",
+    log:
+        "<logs>/write_report.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/write_report.py"

@@ -1,0 +1,41 @@
+rule train_run:
+    input:
+        graph=graph_of_run,
+        boundaries=boundaries_of_run,
+        sources=sources("train_run"),
+    output:
+        record="<results>/runs/{cell}.nc",
+    log:
+        "<logs>/train_run/{cell}.log",
+    conda:
+        "../../environment.yml"
+    threads: 1  # the number of threads changes the order of sums, hence the record
+    resources:
+        gpu=GPUS,
+    params:
+        spec=spec_of_run,
+    script:
+        "../scripts/train_run.py"
+
+
+rule measure_runs:
+    input:
+        graph=graph_of_measurement,
+        boundaries=boundaries_of_measurement,
+        sources=sources("measure_runs"),
+    output:
+        measurement="<results>/measurements/{plan}.nc",
+    log:
+        "<logs>/measure_runs/{plan}.log",
+    conda:
+        "../../environment.yml"
+    threads: 1024  # scaled down to all cores: nothing else runs beside a clock
+    resources:
+        gpu=GPUS,
+    params:
+        specs=specs_of_measurement,
+        timed=timed_methods_of_measurement,
+        warmup=warmup_of_measurement,
+        repeats=repeats_of_measurement,
+    script:
+        "../scripts/measure_runs.py"

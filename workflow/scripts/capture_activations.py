@@ -1,0 +1,44 @@
+"""Rule capture_activations: one training in, the positions of what it keeps out."""
+
+import logging
+from pathlib import Path
+
+from pipeline_src.experiment.capture import capture_activations
+from pipeline_src.experiment.records import read_boundaries, write_dataset
+from pipeline_src.experiment.spec import RunSpec, source_digest
+from pipeline_src.gnn.graphs import read_graph
+
+
+def main(
+    spec: RunSpec,
+    epochs: list[int],
+    graph_path: str,
+    boundaries_path: str | None,
+    sources: list[str],
+    capture_path: Path,
+) -> None:
+    capture = capture_activations(
+        spec,
+        read_graph(graph_path),
+        epochs,
+        read_boundaries(boundaries_path) if boundaries_path else None,
+        source_digest=source_digest(sources),
+    )
+    write_dataset(capture, capture_path)
+
+
+if __name__ == "__main__":
+    handlers = [logging.FileHandler(snakemake.log[0]), logging.StreamHandler()]
+    logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
+    main(
+        RunSpec.from_params(
+            snakemake.params.spec,
+            device=snakemake.config["device"],
+            compile=snakemake.config["compile"],
+        ),
+        list(snakemake.params.epochs),
+        snakemake.input.graph,
+        snakemake.input.get("boundaries"),
+        list(snakemake.input.sources),
+        Path(snakemake.output.capture),
+    )

@@ -1,0 +1,21 @@
+"""Rule fetch_graph: a source's name in, its verified raw files out."""
+
+import logging
+from pathlib import Path
+
+from pipeline_src.gnn.fetching import fetch_graph
+
+
+def main(source: str, raw: Path, data_mirror: str | None) -> None:
+    logging.info("fetching %s from %s", source, data_mirror or "its public address")
+    fetch_graph(source, raw, data_mirror)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
+    main(
+        snakemake.wildcards.source,
+        Path(snakemake.output.raw),
+        # Not a parameter of the rule: another mirror gives the same files.
+        snakemake.config["data_mirror"],
+    )

@@ -1,0 +1,54 @@
+"""Rule measure_runs: all methods on one graph and model in, one record out."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from pipeline_src.experiment.measuring import measure_runs
+from pipeline_src.experiment.records import read_boundaries, write_dataset
+from pipeline_src.experiment.spec import RunSpec, source_digest
+from pipeline_src.gnn.graphs import read_graph
+
+
+def main(
+    specs: list[RunSpec],
+    graph_path: str,
+    boundaries_path: str | None,
+    sources: list[str],
+    plan: dict,
+    threads: int,
+    measurement_path: Path,
+) -> None:
+    torch.set_num_threads(threads)
+    record = measure_runs(
+        specs,
+        read_graph(graph_path),
+        read_boundaries(boundaries_path) if boundaries_path else None,
+        timed=plan["timed"],
+        warmup=plan["warmup"],
+        repeats=plan["repeats"],
+        threads=threads,
+        source_digest=source_digest(sources),
+    )
+    write_dataset(record, measurement_path)
+
+
+if __name__ == "__main__":
+    handlers = [logging.FileHandler(snakemake.log[0]), logging.StreamHandler()]
+    logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
+    config = snakemake.config
+    main(
+        [
+            RunSpec.from_params(
+                text, device=config["device"], compile=config["compile"]
+            )
+            for text in snakemake.params.specs
+        ],
+        snakemake.input.graph,
+        snakemake.input.get("boundaries"),
+        list(snakemake.input.sources),
+        {key: snakemake.params[key] for key in ("timed", "warmup", "repeats")},
+        snakemake.threads,
+        Path(snakemake.output.measurement),
+    )

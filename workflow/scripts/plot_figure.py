@@ -1,0 +1,35 @@
+"""Rule plot_figure: collected datasets in, one figure in every format out."""
+
+import logging
+from pathlib import Path
+
+from pipeline_src import figures
+from pipeline_src.experiment import records
+
+
+def main(
+    figure: str,
+    runs_path: Path,
+    distribution_paths: list[Path],
+    boundaries_path: Path,
+    figure_paths: list[Path],
+) -> None:
+    plot = figures.plot_figure(
+        figure,
+        records.read_dataset(runs_path),
+        [records.read_dataset(path) for path in distribution_paths],
+        records.read_dataset(boundaries_path),
+    )
+    for path in figure_paths:
+        path.write_bytes(figures.render(plot, path.suffix.removeprefix(".")))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
+    main(
+        snakemake.wildcards.figure,
+        Path(snakemake.input.runs),
+        [Path(path) for path in snakemake.input.get("distributions", [])],
+        Path(snakemake.input.boundaries),
+        [Path(path) for path in snakemake.output],
+    )

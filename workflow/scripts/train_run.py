@@ -1,0 +1,46 @@
+"""Rule train_run: one specification and one graph in, one record out."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from pipeline_src.experiment.records import read_boundaries, write_dataset
+from pipeline_src.experiment.spec import RunSpec, resume_key, source_digest
+from pipeline_src.experiment.training import train_run
+from pipeline_src.gnn.graphs import read_graph
+
+
+def main(
+    spec: RunSpec,
+    graph_path: str,
+    boundaries_path: str | None,
+    sources: list[str],
+    record_path: Path,
+) -> None:
+    inputs = [graph_path, *([boundaries_path] if boundaries_path else []), *sources]
+    partial_dir = record_path.parent / ".partial" / resume_key(spec, inputs)
+    record = train_run(
+        spec,
+        read_graph(graph_path),
+        read_boundaries(boundaries_path) if boundaries_path else None,
+        source_digest=source_digest(sources),
+        partial_dir=partial_dir,
+    )
+    write_dataset(record, record_path)
+    shutil.rmtree(partial_dir)
+
+
+if __name__ == "__main__":
+    handlers = [logging.FileHandler(snakemake.log[0]), logging.StreamHandler()]
+    logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
+    main(
+        RunSpec.from_params(
+            snakemake.params.spec,
+            device=snakemake.config["device"],
+            compile=snakemake.config["compile"],
+        ),
+        snakemake.input.graph,
+        snakemake.input.get("boundaries"),
+        list(snakemake.input.sources),
+        Path(snakemake.output.record),
+    )
