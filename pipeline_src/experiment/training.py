@@ -231,20 +231,38 @@ def block_size(width: int, method: MethodSpec) -> int:
     return rows * width
 
 
+def measure_saved_memory(trainer: Trainer) -> int:
+    """Bytes kept for backward, by the published definition.
+
+    What is alive after a forward pass and the loss, less the logits of the training
+    nodes and the loss itself. Where training uses the log cross entropy the published
+    measurement takes nll_loss on raw logits, which keeps the targets alone.
+    """
+
+    def forward() -> tuple[Tensor, Tensor]:
+        logits = trainer.logits(0)
+        labels = trainer.graph.labels[trainer.graph.train_index]
+        if trainer.spec.training.loss == "log_cross_entropy":
+            return logits, functional.nll_loss(logits, labels)
+        return logits, functional.cross_entropy(logits, labels)
+
+    (logits, loss), use = measure_memory(forward, trainer.device)
+    return use.held - allocated_bytes(logits.nbytes) - allocated_bytes(loss.nbytes)
+
+
 def measure_step_memory(trainer: Trainer) -> dict[str, float]:
     """Bytes of one training step; the trainer is used up by it.
 
     Returns:
-        saved_memory, by the published definition: what is alive after a forward pass
-        and the loss on raw logits, less model, data, the logits of the training nodes
-        and the loss itself; saved_memory_with_loss: all that is alive once the loss
-        that is trained on has been formed; peak_memory: the most that is alive during
-        a step, less model and data; resident_memory: model and data.
+        saved_memory, see measure_saved_memory; saved_memory_with_loss: all that is
+        alive once the loss that is trained on has been formed; peak_memory: the most
+        that is alive during a step, less model and data; resident_memory: model and
+        data.
     """
     trainer.step(0)  # compiles, and makes the optimiser's state
     trainer.optimizer.zero_grad(set_to_none=True)
-    saved = _saved_bytes(trainer)
-    with_loss = _saved_bytes_with_loss(trainer)
+    saved = measure_saved_memory(trainer)
+    with_loss = _measure_saved_with_loss(trainer)
     state = [
         value
         for values in trainer.optimizer.state.values()
@@ -342,21 +360,7 @@ def _splits(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
     return graph.train_index, graph.validation_index, graph.test_index
 
 
-def _saved_bytes(trainer: Trainer) -> int:
-    """Published definition of what is kept for backward."""
-
-    def forward() -> tuple[Tensor, Tensor]:
-        logits = trainer.logits(0)
-        labels = trainer.graph.labels[trainer.graph.train_index]
-        if trainer.spec.training.loss == "log_cross_entropy":
-            return logits, functional.nll_loss(logits, labels)  # as published
-        return logits, functional.cross_entropy(logits, labels)
-
-    (logits, loss), use = measure_memory(forward, trainer.device)
-    return use.held - allocated_bytes(logits.nbytes) - allocated_bytes(loss.nbytes)
-
-
-def _saved_bytes_with_loss(trainer: Trainer) -> int:
+def _measure_saved_with_loss(trainer: Trainer) -> int:
     def forward() -> Tensor:
         labels = trainer.graph.labels[trainer.graph.train_index]
         return training_loss(trainer.logits(0), labels, trainer.spec.training.loss)
