@@ -266,6 +266,16 @@ def test_values_that_are_not_finite_name_the_activation(bad):
         model.check_finite()
 
 
+@pytest.mark.parametrize("layer", ["sage", "gcn"])
+def test_evaluation_is_the_same_function_as_training(layer):
+    """One layer has neither BatchNorm nor Dropout; sums only change their order."""
+    model = network(layer, num_layers=1)
+    aggregation = model.aggregation(GRAPH.adjacency)
+    trained = model.train()(GRAPH.features, aggregation)
+    evaluated = model.eval()(GRAPH.features, aggregation)
+    assert torch.allclose(trained, evaluated, rtol=0, atol=120 * 2.0**-24 * 10)
+
+
 def test_evaluation_compresses_nothing():
     model = network("gcn", keep_in(1)).eval()
     expected = network("gcn").eval()
@@ -300,6 +310,6 @@ def test_unknown_networks_are_refused(arguments, message):
 def test_missing_seeds_are_refused():
     model = network("sage", keep_in(2)).train()
     aggregation = model.aggregation(GRAPH.adjacency)
-    with pytest.raises(ValueError, match="needs 8 seeds per step .* got None"):
+    with pytest.raises(ValueError, match=r"needs 8 seeds per step .* got None"):
         model(GRAPH.features, aggregation)
     assert isinstance(GRAPH.adjacency, Adjacency)

@@ -52,6 +52,11 @@ class SageLayer(nn.Module):
 
     def plain(self, x: Tensor, aggregation: Aggregation) -> Tensor:
         """Output under PyTorch's own autograd."""
+        if not self.training and self.neighbor.out_features < x.shape[1]:
+            # The same sum in another order: aggregating costs by the width. Training
+            # aggregates first, as PyG does, because it is the reference.
+            transformed = functional.linear(x, self.neighbor.weight)
+            return aggregation(transformed) + self.neighbor.bias + self.root(x)
         return self.neighbor(Aggregate.apply(x, aggregation)) + self.root(x)
 
     def compressed(
