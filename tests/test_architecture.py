@@ -38,20 +38,41 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "experiment.schemas": LIGHT,
     "experiment.configuration": LIGHT,
     "experiment.sources": LIGHT,
-    "experiment.laws": (NUMBERS, {"quant.boundaries"}),
+    "experiment.cells": (NUMBERS, set()),
+    "experiment.truncated_normal": (NUMBERS, {"experiment.cells"}),
+    "experiment.laws": (
+        NUMBERS,
+        {"experiment.cells", "experiment.truncated_normal", "quant.boundaries"},
+    ),
+    "experiment.goodness_of_fit": (
+        NUMBERS,
+        {"experiment.cells", "experiment.laws", "experiment.truncated_normal"},
+    ),
+    "experiment.distributions": (
+        TABLES,
+        {
+            "experiment.cells",
+            "experiment.goodness_of_fit",
+            "experiment.laws",
+            "quant.boundaries",
+        },
+    ),
+    "experiment.observations": ({"torch"} | NUMBERS, set()),
     "experiment.boundary_table": (TABLES, {"quant.boundaries"}),
-    "experiment.records": (TABLES | {"netCDF4"}, {"experiment.spec"}),
-    "experiment.tables": (TABLES, {"experiment.records"}),
-    "experiment.checks": (TABLES, {"experiment.records"}),
-    "experiment.report": ({"jinja2"} | TABLES, {"experiment.tables"}),
-    "figures": ({"matplotlib", "mizani", "plotnine"} | TABLES, set()),
+    "experiment.records": (TABLES | {"netCDF4"}, set()),
+    "experiment.collecting": (TABLES, {"experiment.records"}),
+    "experiment.solved_boundaries": (NUMBERS, {"experiment.records"}),
+    "experiment.tables": (TABLES, {"experiment.tables.table"}),
+    "experiment.checks": (TABLES, set()),
+    "experiment.report": ({"jinja2"} | TABLES, set()),
+    "figures": ({"matplotlib", "plotnine"} | TABLES, {"figures"}),
 }
 SCRIPTS_MAY = {
     "experiment",
     "figures",
     "gnn.embedded_graphs",
     "gnn.fetching",
-    "gnn.graphs",
+    "gnn.graph_files",
     "gnn.raw_graphs",
 }
 NOBODY_MAY = {"snakemake", "workflow", "tests"}

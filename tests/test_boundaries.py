@@ -10,6 +10,7 @@ from scipy.special import ndtr, ndtri
 
 from pipeline_src.experiment import records
 from pipeline_src.experiment.boundary_table import boundary_table
+from pipeline_src.experiment.solved_boundaries import read_boundaries
 from pipeline_src.quant import boundaries
 from pipeline_src.quant.boundaries import (
     PACKABLE_BITS,
@@ -285,5 +286,5 @@ def test_table_survives_a_file_of_moderate_size(table, tmp_path):
     for name in read.variables:
         assert read[name].attrs["units"], name
         assert read[name].attrs["long_name"], name
-    solved = np.array(records.read_boundaries(path)(2, 1024))
+    solved = np.array(read_boundaries(path)(2, 1024))
     assert np.abs(solved - solve_one(2, 1024)).max() <= 2**-21

@@ -12,19 +12,24 @@ from made_up_records import (
     made_up_distributions,
 )
 
-from pipeline_src import figures
-from pipeline_src.figures import (
-    FIGURES,
-    plot_accuracy_memory,
-    plot_boundaries,
+from pipeline_src.figures import rendering
+from pipeline_src.figures.block_size import (
     plot_epoch_time_block_size,
-    plot_figure,
     plot_memory_block_size,
+)
+from pipeline_src.figures.boundaries import plot_boundaries
+from pipeline_src.figures.gallery import FIGURES, plot_figure
+from pipeline_src.figures.positions import (
     plot_position_histograms,
     plot_quantile_quantile,
-    plot_training_curves,
-    render,
 )
+from pipeline_src.figures.rendering import render
+from pipeline_src.figures.runs import (
+    MIN_GAP,
+    plot_accuracy_memory,
+    plot_training_curves,
+)
+from pipeline_src.figures.style import COLORS, method_scales
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
     """Fewer dots: nothing here looks at them."""
-    monkeypatch.setattr(figures, "RESOLUTION", 50)
+    monkeypatch.setattr(rendering, "RESOLUTION", 50)
 
 
 def layer_data(plot, geom):
@@ -66,10 +71,10 @@ def test_crowded_points_keep_their_order_and_move_little(runs):
     points = points[points["place"].str.startswith("digits")].sort_values("memory")
     true = np.sort([0.01 * PUBLISHED[method] for method in METHODS if method != "fp32"])
     span = true[-1] - true[0]
-    assert np.diff(points["memory"]).min() >= figures.MIN_GAP * span * (1 - 1e-9)
+    assert np.diff(points["memory"]).min() >= MIN_GAP * span * (1 - 1e-9)
     moved = points["memory"].to_numpy() - true
     assert np.all(moved >= -1e-12)
-    assert moved.max() <= figures.MIN_GAP * span * len(points)
+    assert moved.max() <= MIN_GAP * span * len(points)
 
 
 def test_memory_falls_along_rows_per_block_and_fp32_is_named(runs):
@@ -78,7 +83,7 @@ def test_memory_falls_along_rows_per_block_and_fp32_is_named(runs):
     even = data[(data["place"] == place) & data["family"].str.contains("even")]
     assert even["rows_per_block"].tolist() == [1, 2, 4, 8, 16, 32, 64]
     published = [PUBLISHED[method] for method in METHODS[1:8]]
-    np.testing.assert_allclose(even["memory"], published)
+    np.testing.assert_allclose(even["value"], published)
     assert data["place"].cat.categories[0] == place
 
 
@@ -93,6 +98,30 @@ def test_epoch_time_shows_every_repeat_and_the_medians(runs):
     (fp32,) = layer_data(plot, "geom_hline")
     fp32_time = fp32.set_index("place").loc[place, "value"]
     assert fp32_time == pytest.approx(np.median(measured[0]))
+
+
+def test_epoch_time_shows_nothing_that_shared_the_machine(runs):
+    """Training runs have epoch times too; only what was measured alone is drawn."""
+    assert np.isfinite(runs["epoch_time"].values).all()
+    plot = plot_epoch_time_block_size(runs)
+    for data in [plot.data, *layer_data(plot, "geom_point")]:
+        assert set(data["place"]) == {"arxiv_shape, sage-3x128"}
+    (layer,) = plot_epoch_time_block_size(runs.isel(measurement=[])).layers
+    assert "not measured" in layer.geom.aes_params["label"]
+
+
+def test_a_line_needs_three_block_sizes(runs):
+    """Two points joined would look like a measured trend."""
+    assert not layer_data(plot_epoch_time_block_size(runs), "geom_line")
+    memory = plot_memory_block_size(runs)
+    (lines,) = layer_data(memory, "geom_line")
+    sizes = memory.data.groupby(["place", "family"], observed=True)["rows_per_block"]
+    drawn = lines.groupby(["place", "family"], observed=True)["rows_per_block"]
+    assert set(sizes.nunique()) == {1, 7}
+    assert set(drawn.nunique()) == {7}
+    few = np.isin(runs["measurement_method"].values, ["fp32", "exact", "block64"])
+    few = runs.isel(measurement=few, run=[])
+    assert not layer_data(plot_memory_block_size(few), "geom_line")
 
 
 def test_histograms_account_for_every_value():
@@ -155,7 +184,7 @@ def test_every_figure_is_drawn_from_what_rules_write(runs, name):
     content = render(plot, "png")
     width = int.from_bytes(content[16:20], "big")  # IHDR of a PNG
     assert content.startswith(b"\x89PNG")
-    assert width <= 7 * figures.RESOLUTION
+    assert width <= 7 * rendering.RESOLUTION
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -187,13 +216,13 @@ def test_unknown_names_are_refused(runs):
 def test_methods_differ_in_colour_or_shape(runs):
     """No two methods look the same, although there are more of them than colours."""
     methods = plot_accuracy_memory(runs).data["method"]
-    color, shape = figures._method_scales(methods, "color", "shape")
+    color, shape = method_scales(methods, "color", "shape")
     names = list(methods.cat.categories)
     looks = {
         (color.palette(len(names))[name], shape.palette(len(names))[name])
         for name in names
     }
-    assert len(names) > len(figures.COLORS)
+    assert len(names) > len(COLORS)
     assert len(looks) == len(names)
 
 

@@ -17,7 +17,8 @@ from raw_archives import (
     write_planetoid,
 )
 
-from pipeline_src.gnn.graphs import Graph, read_graph, write_graph
+from pipeline_src.gnn.graph_files import read_graph, write_graph
+from pipeline_src.gnn.graphs import Graph
 from pipeline_src.gnn.plain_pickles import read_plain_pickle
 from pipeline_src.gnn.raw_graphs import (
     read_flickr,

@@ -10,19 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from made_up_records import (
-    made_up_boundaries,
     made_up_measurement,
     made_up_provenance,
     made_up_run,
     made_up_spec,
-    write_made_up,
 )
 
 from pipeline_src.experiment import records
 from pipeline_src.experiment.records import (
-    collect_runs,
     measurement_record,
-    read_boundaries,
     read_dataset,
     run_record,
     write_dataset,
@@ -121,36 +117,8 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
         read_dataset(tmp_path / "gone.nc")
 
 
-@pytest.fixture
-def boundaries_of(tmp_path):
-    write_dataset(made_up_boundaries(), tmp_path / "boundaries.nc")
-    return read_boundaries(tmp_path / "boundaries.nc")
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize(("asked", "tabulated"), [(32, 32), (900, 1024), (9999, 4096)])
-def test_boundaries_are_those_of_the_nearest_tabulated_size(
-    boundaries_of, bits, asked, tabulated
-):
-    table = made_up_boundaries()["boundaries"].sel(bits=bits, block_size=tabulated)
-    expected = tuple(float(value) for value in table.values[: 2**bits])
-    assert boundaries_of(bits, asked) == expected
-
-
-@pytest.mark.parametrize("block_size", [1, 3])
-def test_boundaries_of_tiny_blocks_are_even(boundaries_of, block_size):
-    assert boundaries_of(2, block_size) == (0.0, 1.0, 2.0, 3.0)
-
-
-def test_bits_outside_the_table_are_refused(boundaries_of):
-    with pytest.raises(ValueError, match=r"one of \[1, 2, 4, 8\], got 3"):
-        boundaries_of(3, 32)
-
-
-def test_every_variable_has_a_unit_and_a_name(tmp_path):
-    """In the records and in the collected dataset."""
-    collected = collect_runs(*write_made_up(tmp_path))
-    for dataset in (made_up_run(made_up_spec()), made_up_measurement(), collected):
+def test_every_variable_has_a_unit_and_a_name():
+    for dataset in (made_up_run(made_up_spec()), made_up_measurement()):
         for name, variable in dataset.variables.items():
             assert {"units", "long_name"} <= set(variable.attrs), name
 
@@ -169,81 +137,6 @@ def test_unknown_names_and_wrong_shapes_are_refused():
     texts = [json.dumps(made_up_spec(graph=graph)) for graph in ("digits", "cora")]
     with pytest.raises(ValueError, match="must share one graph and one model"):
         measurement_record(texts, {}, {}, np.ones((2, 3)))
-
-
-def test_the_collected_dataset_is_the_hand_written_one(tmp_path):
-    """Two cells of unequal length: runs in order, the shorter curve ends in NaN."""
-    short = made_up_spec("fp32", seeds=[0, 1], epochs=2)
-    long = made_up_spec("block4", seeds=[5], epochs=3)
-    curve = {"loss_curve": [[3.0, 2.0], [4.0, 3.0]]}
-    first = run_record(
-        json.dumps(short),
-        {"device": "cpu"},
-        [0, 1],
-        {"test_accuracy": [0.5, 0.6]},
-        curve,
-    )
-    curve = {"loss_curve": [[9.0, 8.0, 7.0]]}
-    second = run_record(
-        json.dumps(long), {"device": "cuda"}, [5], {"test_accuracy": 0.7}, curve
-    )
-    specs = [json.dumps(short), json.dumps(long)]
-    times = [[1.0, 2.0], [np.nan, np.nan]]
-    measured = measurement_record(specs, {}, {"saved_memory": [100.0, 10.0]}, times)
-    paths = []
-    for name, record in {"a": first, "b": second, "c": measured}.items():
-        write_dataset(record, tmp_path / f"{name}.nc")
-        paths.append(tmp_path / f"{name}.nc")
-
-    collected = collect_runs(paths[:2], paths[2:])
-    nan = np.nan
-    expected = {
-        "test_accuracy": [0.5, 0.6, 0.7],
-        "saved_memory": [nan, nan, nan],
-        "loss_curve": [[3.0, 2.0, nan], [4.0, 3.0, nan], [9.0, 8.0, 7.0]],
-        "method": ["fp32", "fp32", "block4"],
-        "label": ["FP32", "FP32", "G/R = 4"],
-        "graph": ["digits"] * 3,
-        "model": ["sage-2x64"] * 3,
-        "layer": ["sage"] * 3,
-        "policy": ["full", "full", "exact"],
-        "bits": [32, 32, 2],
-        "projection_ratio": [1, 1, 8],
-        "rows_per_block": [1, 1, 4],
-        "boundaries": ["even"] * 3,
-        "seed": [0, 1, 5],
-        "epoch": [1, 2, 3],
-        "provenance": ['{"device": "cpu"}'] * 2 + ['{"device": "cuda"}'],
-        "measured_saved_memory": [100.0, 10.0],
-        "measured_epoch_time": times,
-        "measurement_method": ["fp32", "block4"],
-        "measurement_bits": [32, 2],
-    }
-    for name, values in expected.items():
-        np.testing.assert_array_equal(collected[name].values, values, err_msg=name)
-    assert [json.loads(text) for text in collected["spec"].values] == [
-        short,
-        short,
-        long,
-    ]
-    assert dict(collected.sizes) == {
-        "run": 3,
-        "epoch": 3,
-        "measurement": 2,
-        "repeat": 2,
-    }
-    write_dataset(collected, tmp_path / "runs.nc")
-    xr.testing.assert_identical(read_dataset(tmp_path / "runs.nc"), collected)
-
-
-@pytest.mark.parametrize("kind", ["runs only", "measurements only"])
-def test_a_configuration_may_lack_runs_or_measurements(tmp_path, kind):
-    runs, measurements = write_made_up(tmp_path)
-    some = (runs, []) if kind == "runs only" else ([], measurements)
-    collected = collect_runs(*some)
-    write_dataset(collected, tmp_path / "runs.nc")
-    xr.testing.assert_identical(read_dataset(tmp_path / "runs.nc"), collected)
-    assert collected.sizes["run"] == (12 if kind == "runs only" else 0)
 
 
 def test_provenance_is_the_same_every_time_and_names_no_place():

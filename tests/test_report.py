@@ -11,10 +11,16 @@ from made_up_records import (
     made_up_distributions,
 )
 
-from pipeline_src.experiment import tables
 from pipeline_src.experiment.checks import describe_checks
 from pipeline_src.experiment.report import read_figures, read_markdown, write_report
-from pipeline_src.figures import FIGURES, plot_boundaries, render
+from pipeline_src.experiment.tables.accuracy import accuracy_table
+from pipeline_src.experiment.tables.boundaries import boundaries_table
+from pipeline_src.experiment.tables.distributions import distribution_table
+from pipeline_src.experiment.tables.memory import memory_table
+from pipeline_src.experiment.tables.table import to_markdown
+from pipeline_src.figures.boundaries import plot_boundaries
+from pipeline_src.figures.gallery import FIGURES
+from pipeline_src.figures.rendering import render
 
 CAPTIONS = Path(__file__).parents[1] / "workflow" / "report" / "figure.rst"
 
@@ -56,14 +62,14 @@ def collected(tmp_path_factory):
 def page(collected):
     figure = {"svg": render(plot_boundaries(made_up_boundaries()), "svg"), "png": b"x"}
     pages = [
-        tables.accuracy_table(collected),
-        tables.memory_table(collected),
-        tables.distribution_table([made_up_distributions()]),
-        tables.boundaries_table(made_up_boundaries()),
+        accuracy_table(collected),
+        memory_table(collected),
+        distribution_table([made_up_distributions()]),
+        boundaries_table(made_up_boundaries()),
     ]
     return write_report(
         collected,
-        [tables.to_markdown(table) for table in pages],
+        [to_markdown(table) for table in pages],
         dict.fromkeys(FIGURES, figure),
         CAPTIONS.read_text(encoding="utf-8"),
         describe_checks(collected),
@@ -83,7 +89,7 @@ def test_the_page_refers_to_nothing_outside_itself(page):
 
 def test_the_page_holds_every_cell_of_every_table(page, collected):
     cells = set(Page(page).cells)
-    for table in (tables.accuracy_table(collected), tables.memory_table(collected)):
+    for table in (accuracy_table(collected), memory_table(collected)):
         assert set(table.shown.columns) <= cells
         assert set(table.shown.to_numpy().ravel()) <= cells
 
@@ -109,8 +115,8 @@ def test_names_are_escaped(collected):
 
 
 def test_a_table_survives_markdown(collected):
-    table = tables.accuracy_table(collected)
-    section = read_markdown(tables.to_markdown(table))
+    table = accuracy_table(collected)
+    section = read_markdown(to_markdown(table))
     assert section.header == list(table.shown.columns)
     assert section.rows == table.shown.to_numpy().tolist()
     assert (section.title, section.note) == (table.title, table.note)

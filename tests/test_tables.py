@@ -17,17 +17,13 @@ from made_up_records import (
     made_up_spec,
 )
 
-from pipeline_src.experiment.records import collect_runs, run_record, write_dataset
-from pipeline_src.experiment.tables import (
-    NOT_MEASURED,
-    accuracy_table,
-    boundaries_table,
-    distribution_table,
-    memory_table,
-    paired_interval,
-    to_csv,
-    to_markdown,
-)
+from pipeline_src.experiment.collecting import collect_runs
+from pipeline_src.experiment.records import run_record, write_dataset
+from pipeline_src.experiment.tables.accuracy import accuracy_table, paired_interval
+from pipeline_src.experiment.tables.boundaries import boundaries_table
+from pipeline_src.experiment.tables.distributions import distribution_table
+from pipeline_src.experiment.tables.memory import memory_table
+from pipeline_src.experiment.tables.table import NOT_MEASURED, to_csv, to_markdown
 
 
 def collect(folder, accuracies, epoch_time=0.5):
@@ -134,12 +130,19 @@ def test_speed_is_the_median_of_the_repeats(tmp_path):
     ]
 
 
-def test_a_graph_not_measured_alone_shows_what_training_noted(tmp_path):
-    table = memory_table(made_up_collection(tmp_path))
+def test_a_graph_not_measured_alone_shows_bytes_of_training_but_no_speed(tmp_path):
+    """Training runs share the machine: their bytes are right, their seconds are not."""
+    collected = made_up_collection(tmp_path)
+    assert np.isfinite(collected["epoch_time"].values).all()
+    table = memory_table(collected)
     rows = table.values[table.values["graph"] == "digits"]
     assert rows["measured"].unique().tolist() == ["in training"]
     assert rows["saved [MiB]"].iloc[0] == pytest.approx(0.01 * PUBLISHED["fp32"])
     assert rows["saved with loss side [MiB]"].isna().all()
+    speeds = ["epochs/s median", "epochs/s min", "epochs/s max", "speed / FP32"]
+    assert rows[speeds].isna().all(axis=None)
+    shown = table.shown[table.shown["graph"] == "digits"]
+    assert set(shown["epochs/s (min … max)"]) == {NOT_MEASURED}
 
 
 def test_rows_keep_the_order_of_the_configuration(tmp_path):

@@ -17,7 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from pipeline_src.experiment import records
-from pipeline_src.experiment.distributions import Observation, observe_blocks
+from pipeline_src.experiment.observations import Observation, observe_blocks
 from pipeline_src.experiment.spec import RunSpec
 from pipeline_src.experiment.training import (
     BoundariesOf,
@@ -85,13 +85,14 @@ def capture_activations(
 
     def observer(name: str) -> Callable[[Tensor, Tensor], None]:
         def observe(x: Tensor, seed: Tensor) -> None:
-            if now in epochs:
+            # What is not finite has no positions; check_finite names it in the end.
+            if now in epochs and bool(torch.isfinite(x).all()):
                 for projected in variants:
                     seen[name, now, projected] = _observe(x, seed, spec, projected)
 
         return observe
 
-    compile, _ = resolve_compile(spec.compile, device)
+    compile = resolve_compile(spec.compile, device)
     keep = keep_of(spec.method, boundaries_of, compile, device)
     assert keep is not None  # the policy is not "full"
 

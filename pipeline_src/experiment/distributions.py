@@ -1,22 +1,29 @@
-"""Observed activations: where their values lie in a block, and which law that follows.
+"""Which law captured positions follow, and what boundaries built on one save there.
 
-Training calls observe_blocks on activations it keeps for backward, and the positions
-become a capture dataset. fit_distributions asks of each tensor, at each epoch,
-projected or not, how far four laws are from it (laws.py), and what the solved
-boundaries, which assume one of these laws, really save there. The rounding variance is
-computed on the positions themselves, sum of (x - a)(c - x), so nothing is rounded and
-nothing of it is noise. Variances are in bin units, as the published ones: every block
-counts the same, whatever its range.
+fit_distributions asks of each tensor of a capture, at each epoch, projected or not, how
+far four laws are from it, and what the solved boundaries, which assume one of these
+laws, really save there. The rounding variance is computed on the positions themselves,
+sum of (x - a)(c - x), so nothing is rounded and nothing of it is noise. Variances are
+in bin units, as the published ones: every block counts the same, whatever its range.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 
-from pipeline_src.experiment import laws
+from pipeline_src.experiment.cells import (
+    NUM_BINS,
+    NUM_CELLS,
+    count_positions,
+    observed_bins,
+)
+from pipeline_src.experiment.goodness_of_fit import (
+    interior_distance,
+    interior_p_values,
+    jensen_shannon,
+    jensen_shannon_noise,
+    kolmogorov_smirnov,
+)
+from pipeline_src.experiment.laws import LAWS, fit_laws
 from pipeline_src.quant.boundaries import (
     even_boundaries,
     observed_rounding_variance,
@@ -61,84 +68,6 @@ _PASSED_ON = ("block_size", "at_minimum", "at_maximum", "zero_fraction", "num_va
 _SAMPLE = ("tensor", "epoch", "projected")
 
 
-@dataclass(frozen=True)
-class Observation:
-    """Positions seen in one activation, and what is known of all of it.
-
-    Args:
-        position: (num_sampled_blocks * block_size,) float32, bin units 0..num_bins;
-            whole blocks one after the other.
-        block_size: values per block; smaller than asked when the activation is.
-        num_values: values in the activation.
-        at_minimum: fraction of all values equal to their block's minimum.
-        at_maximum: fraction equal to their block's maximum and above its minimum.
-        zero_fraction: fraction of all values that are exactly 0.
-    """
-
-    position: np.ndarray
-    block_size: int
-    num_values: int
-    at_minimum: float
-    at_maximum: float
-    zero_fraction: float
-
-
-def observe_blocks(
-    activation: Tensor,  # (num_nodes, num_features) float
-    block_size: int,
-    bits: int,
-    *,
-    sample_blocks: int,
-    generator: torch.Generator,  # on the CPU; the same seed takes the same blocks
-) -> Observation:
-    """Normalize an activation block by block and keep a random sample of blocks.
-
-    Minimum and maximum are the exact float32 ones, not the rounded pair a compressed
-    activation keeps: what is asked is the law of the values, not of a storage format.
-    A constant block lies at position 0. A partial last block counts in the fractions
-    but is not sampled; an activation smaller than a block is one block of its own size.
-    """
-    values = activation.detach().float().flatten()
-    num_values = values.numel()
-    if num_values == 0:
-        raise ValueError(
-            "cannot observe an empty activation; expected at least 1 value"
-        )
-    if block_size < 1 or sample_blocks < 1:
-        raise ValueError(
-            "block_size and sample_blocks must be at least 1, "
-            f"got {block_size} and {sample_blocks}"
-        )
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("cannot observe an activation that holds NaN or infinity")
-    block_size = min(block_size, num_values)
-    num_whole = num_values // block_size
-    whole = values[: num_whole * block_size].view(num_whole, block_size)
-    pieces = [whole]
-    if num_whole * block_size < num_values:
-        pieces.append(values[num_whole * block_size :][None])
-    at_minimum = at_maximum = 0
-    for piece in pieces:
-        low, high = torch.aminmax(piece, dim=1, keepdim=True)
-        at_minimum += int((piece == low).sum())
-        at_maximum += int(((piece == high) & (high > low)).sum())
-
-    chosen = torch.randperm(num_whole, generator=generator)[:sample_blocks]
-    sample = whole[chosen.sort().values.to(whole.device)].double()
-    low, high = torch.aminmax(sample, dim=1, keepdim=True)
-    width = torch.where(high > low, high - low, 1.0)
-    num_bins = 2**bits - 1
-    position = ((sample - low) / width * num_bins).float()
-    return Observation(
-        position=position.flatten().cpu().numpy(),
-        block_size=block_size,
-        num_values=num_values,
-        at_minimum=at_minimum / num_values,
-        at_maximum=at_maximum / num_values,
-        zero_fraction=int((values == 0).sum()) / num_values,
-    )
-
-
 def fit_distributions(
     capture: xr.Dataset,
     boundaries: xr.Dataset,
@@ -166,9 +95,9 @@ def fit_distributions(
     """
     bits = int(capture.attrs["bits"])
     num_bins = 2**bits - 1
-    middles = (np.arange(laws.NUM_BINS) + 0.5) * (num_bins / laws.NUM_BINS)
+    middles = (np.arange(NUM_BINS) + 0.5) * (num_bins / NUM_BINS)
     coords = {name: capture[name].values for name in _SAMPLE} | {
-        "law": np.array(laws.LAWS),
+        "law": np.array(LAWS),
         "bin": middles,
         "probability": PROBABILITIES,
     }
@@ -227,26 +156,26 @@ def _compare_laws(
     replicates: int,
 ) -> dict[str, np.ndarray | float]:
     """Every variable of a sample that speaks of laws."""
-    observed = laws.count_positions(sample, block_size, num_bins)
-    fits = laws.fit_laws(observed)
+    observed = count_positions(sample, block_size, num_bins)
+    fits = fit_laws(observed)
     has_interior = bool(observed.interior.any())
-    p_values = laws.interior_p_values(observed, fits, rng, replicates)
+    p_values = interior_p_values(observed, fits, rng, replicates)
     by_law: dict[str, list[np.ndarray | float]] = {
-        name: [np.full(_size_of(dims), np.nan) for _ in laws.LAWS]
+        name: [np.full(_size_of(dims), np.nan) for _ in LAWS]
         for name, (dims, _, _) in VARIABLES.items()
         if "law" in dims
     }
     for name, law in fits.items():
-        row = laws.LAWS.index(name)
+        row = LAWS.index(name)
         cells = np.diff(law.cumulative)
-        by_law["jensen_shannon"][row] = laws.jensen_shannon(observed, law)
-        by_law["kolmogorov_smirnov"][row] = laws.kolmogorov_smirnov(observed, law)
+        by_law["jensen_shannon"][row] = jensen_shannon(observed, law)
+        by_law["kolmogorov_smirnov"][row] = kolmogorov_smirnov(observed, law)
         if has_interior:
-            by_law["ks_interior"][row] = laws.interior_distance(observed, law)
+            by_law["ks_interior"][row] = interior_distance(observed, law)
         by_law["ks_p_value"][row] = p_values[name]
         by_law["fitted_mean"][row] = law.mean
         by_law["fitted_std"][row] = law.std
-        by_law["histogram_fitted"][row] = laws.observed_bins(cells)
+        by_law["histogram_fitted"][row] = observed_bins(cells)
         by_law["mass_at_minimum_fitted"][row] = law.at_minimum
         by_law["mass_at_maximum_fitted"][row] = law.at_maximum
         by_law["mass_outside_fitted"][row] = law.below + law.above
@@ -255,8 +184,8 @@ def _compare_laws(
         name: np.stack(rows) for name, rows in by_law.items()
     }
     return values | {
-        "jensen_shannon_noise": laws.jensen_shannon_noise(observed),
-        "histogram": laws.observed_bins(observed.cells),
+        "jensen_shannon_noise": jensen_shannon_noise(observed),
+        "histogram": observed_bins(observed.cells),
         "mass_at_minimum": observed.at_minimum / observed.num_values,
         "mass_at_maximum": observed.at_maximum / observed.num_values,
         "quantile_observed": np.quantile(sample.astype(np.float64), PROBABILITIES),
@@ -282,7 +211,7 @@ def _compare_boundaries(
     variance = observed_rounding_variance(solved, sample)
     num_bins = len(even) - 1
     inside = sample[(sample > 0) & (sample < num_bins)]
-    cells, _ = np.histogram(inside, laws.NUM_CELLS, (0, num_bins))
+    cells, _ = np.histogram(inside, NUM_CELLS, (0, num_bins))
     own = observed_rounding_variance(solve_observed_boundaries(bits, cells), sample)
     # The search finds a local minimum: the best known is the least of the three.
     best = min(variance_even, variance, own)
@@ -299,5 +228,5 @@ def _compare_boundaries(
 
 
 def _size_of(dims: tuple[str, ...]) -> tuple[int, ...]:
-    sizes = {"bin": laws.NUM_BINS, "probability": len(PROBABILITIES)}
+    sizes = {"bin": NUM_BINS, "probability": len(PROBABILITIES)}
     return tuple(sizes[dim] for dim in dims if dim != "law")

@@ -58,16 +58,14 @@ def measure_runs(
         raise ValueError(f"timed methods must be among {names}, got {unknown}")
     device = resolve_device(specs[0].device)
     graph = graph.to(device)
-    books = []
-    for spec in specs:
-        books.append(measure_step_memory(Trainer(spec, graph, boundaries_of, seed=0)))
+    books, trainers = [], {}
+    for index, spec in enumerate(specs):
+        trainer = Trainer(spec, graph, boundaries_of, seed=0)
+        books.append(measure_step_memory(trainer))
         log.info("%s: %.2f MiB saved", spec.cell, books[-1]["saved_memory"] / 2**20)
+        if spec.method.name in timed:
+            trainers[index] = trainer
     epoch_time = [[math.nan] * repeats for _ in specs]
-    trainers = {
-        index: Trainer(spec, graph, boundaries_of, seed=0)
-        for index, spec in enumerate(specs)
-        if spec.method.name in timed
-    }
     for repeat in range(-warmup, repeats):
         for index, trainer in trainers.items():
             seconds = measure_time(functools.partial(trainer.step, 0), device)

@@ -56,7 +56,9 @@ def measure_memory(
 ) -> tuple[Result, MemoryUse]:
     """Run a call and report the memory it held and needed.
 
-    Run it once before, so that compilation and lazy initialisation are not counted.
+    Run it once before, so that compilation and lazy initialisation are not counted. The
+    call must not release tensors that are older than it: a GPU books their bytes, but a
+    CPU's profiler knows only those that were allocated while it was watching.
     """
     if device.type == "cuda":
         return _measure_cuda(call, device)
@@ -158,5 +160,6 @@ def _cpu_events(profiler: Any) -> list[tuple[int, int]]:
         if node.name == "[memory]" and str(node.extra_fields.device) == "cpu":
             fields = node.extra_fields
             found.append((node.start_time_ns, fields.ptr, fields.alloc_size))
-    # Events of one nanosecond keep the order in which they were recorded.
-    return [(pointer, size) for _, pointer, size in sorted(found, key=lambda e: e[0])]
+    # The walk was backwards; events of one nanosecond keep the order of recording.
+    found.sort(key=lambda event: event[0], reverse=True)
+    return [(pointer, size) for _, pointer, size in reversed(found)]

@@ -1,13 +1,10 @@
-"""Records: what a run leaves behind, as NetCDF, and many of them joined in one dataset.
+"""Records: what a run leaves behind, as NetCDF.
 
-Three shapes, all xarray datasets whose variables carry ``units`` and ``long_name``:
+Two shapes, both xarray datasets whose variables carry ``units`` and ``long_name``:
 
 * a *run record* (one graph, model and method, a block of seeds), dims (seed, epoch);
 * a *measurement record* (one graph and model, all methods timed side by side), dims
-  (method, repeat);
-* the *collected* dataset, tidy: one entry of ``run`` per cell and seed, one entry of
-  ``measurement`` per measured method. A sweep need not be rectangular, so there is no
-  axis per setting; what a run was asked to do stands beside it as coordinates.
+  (method, repeat).
 
 *Not measured* is NaN, never 0, so counts are stored as float64 too.
 
@@ -21,7 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +50,6 @@ RUN_CURVES = {
     "train_accuracy_curve": ("1", "training accuracy"),
     "validation_accuracy_curve": ("1", "validation accuracy"),
     "test_accuracy_curve": ("1", "test accuracy"),
-}
-METHOD_COORDS = {
-    "policy": "layout of what is kept for backward",
-    "bits": "bits per code",
-    "projection_ratio": "features per projected feature",
-    "rows_per_block": "rows per quantisation block (G/R)",
-    "boundaries": "how bin boundaries are placed",
 }
 VERSIONED_PACKAGES = (
     "torch",
@@ -117,34 +107,6 @@ def read_dataset(path: FilePath) -> xr.Dataset:
         ) from error
 
 
-def read_boundaries(path: FilePath) -> Callable[[int, int], tuple[float, ...]]:
-    """Read solved boundaries and return a function from (bits, block size) to them.
-
-    The function returns 2**bits boundaries in bin units, first 0 and last 2**bits - 1.
-    A block size outside the table takes the nearest one in it; below 4 values per block
-    a block holds little but its two extremes, and the boundaries are even.
-
-    Raises:
-        ValueError: (from the function) if bits are not in the table.
-    """
-    table = read_dataset(path)
-    tabulated_bits = [int(bits) for bits in table["bits"].values]
-    block_sizes = table["block_size"].values
-    boundaries = table["boundaries"].transpose("bits", "block_size", "level").values
-
-    def boundaries_of(bits: int, block_size: int) -> tuple[float, ...]:
-        if bits not in tabulated_bits:
-            raise ValueError(f"bits must be one of {tabulated_bits}, got {bits}")
-        num_levels = 2**bits
-        if block_size < 4:
-            return tuple(float(level) for level in range(num_levels))
-        nearest = int(np.abs(block_sizes - block_size).argmin())
-        row = boundaries[tabulated_bits.index(bits), nearest, :num_levels]
-        return tuple(float(boundary) for boundary in row)
-
-    return boundaries_of
-
-
 def run_record(
     spec_json: str,
     provenance: Mapping[str, Any],
@@ -179,8 +141,8 @@ def run_record(
         for name, meaning in RUN_CURVES.items()
     }
     coords = {
-        "seed": ("seed", np.asarray(seeds, np.int64), _meaning("1", "random seed")),
-        "epoch": _epoch_coordinate(num_epochs),
+        "seed": ("seed", np.asarray(seeds, np.int64), attributes("1", "random seed")),
+        "epoch": epoch_coord(num_epochs),
     }
     attrs = {"spec": spec_json, "provenance": _to_json(provenance)}
     return xr.Dataset(variables, coords, attrs)
@@ -225,11 +187,11 @@ def measurement_record(
     )
     names = [spec["method"]["name"] for spec in specs]
     coords = {
-        "method": _text_coord("method", names, "method"),
+        "method": text_coord("method", names, "method"),
         "repeat": (
             "repeat",
             np.arange(num_repeats, dtype=np.int64),
-            _meaning("1", "repeat"),
+            attributes("1", "repeat"),
         ),
     }
     attrs = {
@@ -262,111 +224,20 @@ def describe_provenance(
     }
 
 
-def collect_runs(
-    run_paths: Sequence[FilePath], measurement_paths: Sequence[FilePath] = ()
-) -> xr.Dataset:
-    """Join run and measurement records into one tidy dataset, in the order given.
-
-    Dims: ``run`` (cell x seed), ``epoch`` (the longest run; shorter ones end in NaN),
-    ``measurement`` (graph x model x method) and ``repeat``. Settings are coordinates
-    on ``run`` and, with the prefix ``measurement_``, on ``measurement``; so are the
-    full ``spec`` and ``provenance`` as JSON. Measured variables are ``measured_...``.
-    """
-    runs = _join_runs([read_dataset(path) for path in run_paths])
-    measured = _join_measurements([read_dataset(path) for path in measurement_paths])
-    return runs.merge(measured, join="exact", combine_attrs="no_conflicts")
+def text_coord(dim: str, texts: Sequence[str], long_name: str) -> tuple[Any, ...]:
+    """Texts along a dimension, as xarray takes a coordinate."""
+    return dim, np.asarray(texts, dtype=str), attributes("1", long_name)
 
 
-def _join_runs(records: list[xr.Dataset]) -> xr.Dataset:
-    num_epochs = max((record.sizes["epoch"] for record in records), default=0)
-    rows = [(record, index) for record in records for index in range(record.seed.size)]
-    variables: dict[str, Any] = {}
-    for name, meaning in RUN_SCALARS.items():
-        values = [float(record[name].values[index]) for record, index in rows]
-        variables[name] = _variable({name: values}, name, meaning, {"run": len(rows)})
-    for name, meaning in RUN_CURVES.items():
-        curves = np.full((len(rows), num_epochs), np.nan)
-        for curve, (record, index) in zip(curves, rows, strict=True):
-            curve[: record.sizes["epoch"]] = record[name].values[index]
-        variables[name] = (("run", "epoch"), curves, _meaning(*meaning))
-    specs = [json.loads(record.attrs["spec"]) for record, _ in rows]
-    coords = _setting_coords(specs, "run", prefix="")
-    coords["seed"] = (
-        "run",
-        np.asarray([record.seed.values[index] for record, index in rows], np.int64),
-        _meaning("1", "random seed"),
-    )
-    provenance = [record.attrs["provenance"] for record, _ in rows]
-    coords["provenance"] = _text_coord("run", provenance, "provenance as JSON")
-    coords["epoch"] = _epoch_coordinate(num_epochs)
-    return xr.Dataset(variables, coords)
-
-
-def _join_measurements(records: list[xr.Dataset]) -> xr.Dataset:
-    num_repeats = max((record.sizes["repeat"] for record in records), default=0)
-    rows = [
-        (record, index) for record in records for index in range(record.method.size)
-    ]
-    variables: dict[str, Any] = {}
-    for name, (units, long_name) in MEMORY_SCALARS.items():
-        values = np.asarray([float(record[name].values[i]) for record, i in rows])
-        variables[f"measured_{name}"] = (
-            "measurement",
-            values.reshape(len(rows)),
-            _meaning(units, f"{long_name}, measured alone"),
-        )
-    times = np.full((len(rows), num_repeats), np.nan)
-    for row, (record, index) in zip(times, rows, strict=True):
-        row[: record.sizes["repeat"]] = record["epoch_time"].values[index]
-    variables["measured_epoch_time"] = (
-        ("measurement", "repeat"),
-        times,
-        _meaning(EPOCH_TIME[0], f"{EPOCH_TIME[1]}, measured alone"),
-    )
-    specs = [json.loads(record.attrs["specs"])[index] for record, index in rows]
-    coords = _setting_coords(specs, "measurement", prefix="measurement_")
-    coords["measurement_provenance"] = _text_coord(
-        "measurement",
-        [record.attrs["provenance"] for record, _ in rows],
-        "provenance as JSON",
-    )
-    return xr.Dataset(variables, coords)
-
-
-def _setting_coords(
-    specs: list[dict[str, Any]], dim: str, prefix: str
-) -> dict[str, Any]:
-    """Return the settings of each spec as coordinates along dim."""
-    coords: dict[str, Any] = {
-        "spec": _text_coord(dim, [_to_json(spec) for spec in specs], "RunSpec as JSON"),
-        "graph": _text_coord(dim, [spec["graph"] for spec in specs], "graph"),
-        "model": _text_coord(dim, [spec["model"]["name"] for spec in specs], "model"),
-        "layer": _text_coord(
-            dim, [spec["model"]["layer"] for spec in specs], "kind of layer"
-        ),
-        "method": _text_coord(
-            dim, [spec["method"]["name"] for spec in specs], "method"
-        ),
-        "label": _text_coord(
-            dim, [spec["method"]["label"] for spec in specs], "method, as shown"
-        ),
-    }
-    for name, long_name in METHOD_COORDS.items():
-        values = [spec["method"][name] for spec in specs]
-        if name in ("policy", "boundaries"):
-            coords[name] = _text_coord(dim, values, long_name)
-        else:
-            coords[name] = (dim, np.asarray(values, np.int64), _meaning("1", long_name))
-    return {f"{prefix}{name}": coord for name, coord in coords.items()}
-
-
-def _text_coord(dim: str, texts: list[str], long_name: str) -> tuple[Any, ...]:
-    return dim, np.asarray(texts, dtype=str), _meaning("1", long_name)
-
-
-def _epoch_coordinate(num_epochs: int) -> tuple[Any, ...]:
+def epoch_coord(num_epochs: int) -> tuple[Any, ...]:
+    """Epochs counted from 1, as xarray takes a coordinate."""
     epochs = np.arange(1, num_epochs + 1, dtype=np.int64)
-    return "epoch", epochs, _meaning("1", "training epoch")
+    return "epoch", epochs, attributes("1", "training epoch")
+
+
+def attributes(units: str, long_name: str) -> dict[str, str]:
+    """The attributes that every variable has."""
+    return {"units": units, "long_name": long_name}
 
 
 def _variable(
@@ -382,7 +253,7 @@ def _variable(
         raise ValueError(
             f"{name} must have the shape {sizes} or be one number, got {given.shape}"
         )
-    return tuple(sizes), np.broadcast_to(given, shape).copy(), _meaning(*meaning)
+    return tuple(sizes), np.broadcast_to(given, shape).copy(), attributes(*meaning)
 
 
 def _refuse_unknown(
@@ -391,10 +262,6 @@ def _refuse_unknown(
     unknown = [name for name in given if name not in known]
     if unknown:
         raise ValueError(f"{what} must be among {list(known)}, got {unknown}")
-
-
-def _meaning(units: str, long_name: str) -> dict[str, str]:
-    return {"units": units, "long_name": long_name}
 
 
 def _to_json(value: Any) -> str:

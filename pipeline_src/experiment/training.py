@@ -115,9 +115,7 @@ class Trainer:
         self.seed = seed
         self.graph = graph
         self.device = graph.features.device
-        compile, warning = resolve_compile(spec.compile, self.device)
-        if warning:
-            log.warning(warning)
+        compile = resolve_compile(spec.compile, self.device)
         model = spec.model
         self.model = GraphNetwork(
             layer=model.layer,
@@ -231,38 +229,42 @@ def block_size(width: int, method: MethodSpec) -> int:
     return rows * width
 
 
-def measure_saved_memory(trainer: Trainer) -> int:
-    """Bytes kept for backward, by the published definition.
+def measure_saved_memory(trainer: Trainer) -> tuple[int, int]:
+    """Bytes kept for backward: by the published definition, and with the loss side.
 
-    What is alive after a forward pass and the loss, less the logits of the training
-    nodes and the loss itself. Where training uses the log cross entropy the published
-    measurement takes nll_loss on raw logits, which keeps the targets alone.
+    The published definition: what is alive after a forward pass and the loss, less the
+    logits of the training nodes and the loss itself. Where training uses the log cross
+    entropy it takes nll_loss on raw logits, which keeps the targets alone. With the
+    loss side: all that is alive once the loss that is trained on has been formed.
     """
-
-    def forward() -> tuple[Tensor, Tensor]:
-        logits = trainer.logits(0)
-        labels = trainer.graph.labels[trainer.graph.train_index]
-        if trainer.spec.training.loss == "log_cross_entropy":
-            return logits, functional.nll_loss(logits, labels)
-        return logits, functional.cross_entropy(logits, labels)
-
-    (logits, loss), use = measure_memory(forward, trainer.device)
-    return use.held - allocated_bytes(logits.nbytes) - allocated_bytes(loss.nbytes)
+    labels, index = trainer.graph.labels, trainer.graph.train_index
+    kind = trainer.spec.training.loss
+    logits, forward = measure_memory(lambda: trainer.logits(0), trainer.device)
+    loss, trained = measure_memory(
+        lambda: training_loss(logits, labels[index], kind), trainer.device
+    )
+    with_loss = forward.held + trained.held
+    if kind == "log_cross_entropy":
+        del loss
+        loss, trained = measure_memory(
+            lambda: functional.nll_loss(logits, labels[index]), trainer.device
+        )
+    published = forward.held - allocated_bytes(logits.nbytes)
+    published += trained.held - allocated_bytes(loss.nbytes)
+    return published, with_loss
 
 
 def measure_step_memory(trainer: Trainer) -> dict[str, float]:
-    """Bytes of one training step; the trainer is used up by it.
+    """Bytes of one training step; the trainer takes two steps for it.
 
     Returns:
-        saved_memory, see measure_saved_memory; saved_memory_with_loss: all that is
-        alive once the loss that is trained on has been formed; peak_memory: the most
-        that is alive during a step, less model and data; resident_memory: model and
-        data.
+        saved_memory and saved_memory_with_loss, see measure_saved_memory; peak_memory:
+        the most that is alive during a step, less model and data; resident_memory:
+        model and data.
     """
     trainer.step(0)  # compiles, and makes the optimiser's state
     trainer.optimizer.zero_grad(set_to_none=True)
-    saved = measure_saved_memory(trainer)
-    with_loss = _measure_saved_with_loss(trainer)
+    saved, with_loss = measure_saved_memory(trainer)
     state = [
         value
         for values in trainer.optimizer.state.values()
@@ -358,15 +360,6 @@ def _report(trainer: Trainer, epoch: int, losses: Tensor, accuracies: Tensor) ->
 
 def _splits(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
     return graph.train_index, graph.validation_index, graph.test_index
-
-
-def _measure_saved_with_loss(trainer: Trainer) -> int:
-    def forward() -> Tensor:
-        labels = trainer.graph.labels[trainer.graph.train_index]
-        return training_loss(trainer.logits(0), labels, trainer.spec.training.loss)
-
-    _, use = measure_memory(forward, trainer.device)
-    return use.held
 
 
 def _resident(trainer: Trainer) -> list[Tensor]:

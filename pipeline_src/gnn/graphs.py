@@ -1,25 +1,15 @@
-"""Graphs whose nodes are to be classified: in memory and in a file.
+"""Graphs whose nodes are to be classified.
 
 An adjacency is kept as compressed sparse rows with int32 indices, and without
 weights: row i lists the nodes j that send to node i, so that (A x)_i is the sum of
 x_j over row i. Backward of that sum needs the transpose. Nearly all published
 experiments symmetrise their graph, and a symmetric adjacency is its own transpose, so
 it is stored once (`transposed` is None). Self loops are left to the models.
-
-A prepared graph is one .npz file of plain arrays, from which every later step reads.
-Wide bag-of-words features are mostly zero: the file holds whichever of dense and
-sparse rows is smaller; in memory they are dense.
 """
 
-import os
-import struct
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -29,18 +19,6 @@ from pipeline_src.gnn.edges import (
     rows_from_edges,
     same_rows,
     transposed_rows,
-)
-
-# What reading a damaged archive of arrays can raise.
-DAMAGE = (
-    EOFError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
 )
 
 
@@ -164,53 +142,6 @@ def adjacency_from_edges(
     return replace(_adjacency(forward), transposed=transposed)
 
 
-def write_graph(graph: Graph, path: str | Path) -> None:
-    """Write one .npz, or nothing: a temporary file beside it is renamed at the end.
-
-    Equal graphs give equal bytes.
-
-    Raises:
-        ValueError: if the graph contradicts itself (see check_graph).
-    """
-    check_graph(graph)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **_arrays_from_graph(graph))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_graph(path: str | Path) -> Graph:
-    """Read what write_graph wrote; nothing in the file can execute.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, of another layout, or contradicts itself.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"array {damaged} does not match its checksum")
-        with np.load(path, allow_pickle=False) as file:
-            graph = _graph_from_arrays(dict(file))
-        check_graph(graph)
-    except FileNotFoundError:
-        raise
-    except DAMAGE as error:
-        raise ValueError(
-            f"{path} is not a sound prepared graph: {error}. "
-            "Delete it and run snakemake again to prepare it anew."
-        ) from error
-    return graph
-
-
 def check_graph(graph: Graph) -> None:
     """Refuse a graph that contradicts itself.
 
@@ -258,73 +189,6 @@ def _adjacency(rows: Rows) -> Adjacency:
 
 def _rows(adjacency: Adjacency) -> Rows:
     return adjacency.row_pointer.numpy(), adjacency.column.numpy()
-
-
-def _arrays_from_graph(graph: Graph) -> dict[str, np.ndarray]:
-    """What the file holds, by name."""
-    arrays = {
-        "name": np.array(graph.name),
-        "num_classes": np.array(graph.num_classes),
-        "labels": graph.labels.numpy(),
-        "train_index": graph.train_index.numpy(),
-        "validation_index": graph.validation_index.numpy(),
-        "test_index": graph.test_index.numpy(),
-    }
-    arrays["row_pointer"], arrays["column"] = _rows(graph.adjacency)
-    if graph.adjacency.transposed is not None:
-        row_pointer, column = _rows(graph.adjacency.transposed)
-        arrays |= {"transposed_row_pointer": row_pointer, "transposed_column": column}
-    return arrays | _feature_arrays(graph.features.numpy())
-
-
-def _feature_arrays(features: np.ndarray) -> dict[str, np.ndarray]:
-    """Dense features or their sparse rows, whichever takes fewer bytes."""
-    # Sparse: 4 bytes for a value, 4 for its column, 4 for the start of each row.
-    sparse_bytes = 8 * np.count_nonzero(features) + 4 * (len(features) + 1)
-    if sparse_bytes >= features.nbytes:
-        return {"features": features}
-    rows = sp.csr_array(features)
-    return {
-        "features_data": rows.data,
-        "features_indices": rows.indices,
-        "features_indptr": rows.indptr,
-        "features_shape": np.array(rows.shape),
-    }
-
-
-def _graph_from_arrays(arrays: dict[str, np.ndarray]) -> Graph:
-    """Graph from the arrays of its file, not yet checked."""
-
-    def take(name: str) -> np.ndarray:
-        if name not in arrays:
-            raise ValueError(f"expected an array {name}, got {sorted(arrays)}")
-        return arrays[name]
-
-    def tensor(name: str) -> Tensor:
-        return torch.from_numpy(take(name))
-
-    if "features" in arrays:
-        features = take("features")
-    else:
-        shape = take("features_shape")
-        parts = ("data", "indices", "indptr")
-        rows = sp.csr_array(tuple(take(f"features_{part}") for part in parts), shape)
-        rows.check_format(full_check=True)
-        features = rows.toarray()
-    adjacency = _adjacency((take("row_pointer"), take("column")))
-    if "transposed_column" in arrays:
-        backward = take("transposed_row_pointer"), take("transposed_column")
-        adjacency = replace(adjacency, transposed=_adjacency(backward))
-    return Graph(
-        name=str(take("name")),
-        features=torch.from_numpy(features),
-        labels=tensor("labels"),
-        train_index=tensor("train_index"),
-        validation_index=tensor("validation_index"),
-        test_index=tensor("test_index"),
-        adjacency=adjacency,
-        num_classes=int(take("num_classes")),
-    )
 
 
 def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> None:

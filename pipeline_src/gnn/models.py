@@ -63,7 +63,7 @@ class SageLayer(nn.Module):
         self,
         x: Tensor,
         aggregation: Aggregation,
-        compressor: Compressor,
+        compressors: tuple[Compressor, ...],  # of the activations it keeps
         seeds: Tensor,
         finite: Tensor,
     ) -> Tensor:
@@ -74,7 +74,7 @@ class SageLayer(nn.Module):
             self.neighbor.bias,
             self.root.weight,
             aggregation,
-            compressor,
+            compressors,
             seeds,
             finite,
         )
@@ -103,13 +103,13 @@ class GcnLayer(nn.Module):
         self,
         x: Tensor,
         aggregation: Aggregation,
-        compressor: Compressor,
+        compressors: tuple[Compressor, ...],  # of the activations it keeps
         seeds: Tensor,
         finite: Tensor,
     ) -> Tensor:
         """The same output, with compressed activations kept."""
         return GcnConvolution.apply(
-            x, self.weight, self.bias, aggregation, compressor, seeds, finite
+            x, self.weight, self.bias, aggregation, compressors[0], seeds, finite
         )
 
 
@@ -240,11 +240,12 @@ class GraphNetwork(nn.Module):
         last = len(self.convolutions) - 1
         at = 0
         for i, convolution in enumerate(self._layers()):
-            count = len(convolution.kept_activations())
-            compressor = self.compressors[f"layer{i + 1}.input"]
+            kept = convolution.kept_activations()
+            compressors = tuple(self.compressors[f"layer{i + 1}.{k}"] for k in kept)
+            count = len(kept)
             part = slice(at, at + count)
             x = convolution.compressed(
-                x, aggregation, compressor, seeds[part], self.finite[part]
+                x, aggregation, compressors, seeds[part], self.finite[part]
             )
             at += count
             if i == last:

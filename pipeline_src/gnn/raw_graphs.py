@@ -24,7 +24,8 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from pipeline_src.gnn.graphs import DAMAGE, Graph, adjacency_from_edges, check_graph
+from pipeline_src.gnn.graph_files import DAMAGE
+from pipeline_src.gnn.graphs import Graph, adjacency_from_edges, check_graph
 from pipeline_src.gnn.plain_pickles import read_plain_pickle
 from pipeline_src.gnn.splits import index_tensor, stratified_split
 

@@ -60,13 +60,13 @@ class SageConvolution(Function):
         bias: Tensor,  # (num_outputs,)
         weight_root: Tensor,  # (num_outputs, num_features)
         aggregation: Aggregation,
-        compressor: Compressor,
+        compressors: tuple[Compressor, Compressor],  # of input, aggregated input
         seeds: Tensor,  # (2,) int32
         finite: Tensor,  # (2,) bool, cleared where an activation is not finite
     ) -> Tensor:
         aggregated = aggregation(x)
-        kept_input = compressor.compress(x, seeds[0])
-        kept_aggregated = compressor.compress(aggregated, seeds[1])
+        kept_input = compressors[0].compress(x, seeds[0])
+        kept_aggregated = compressors[1].compress(aggregated, seeds[1])
         finite[0].logical_and_(kept_input.is_finite)
         finite[1].logical_and_(kept_aggregated.is_finite)
         also = (weight_neighbor, weight_root)

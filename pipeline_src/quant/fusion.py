@@ -10,13 +10,13 @@ Kernels are compiled with `fullgraph=True`, so a graph break is an error, and wi
 """
 
 import functools
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-COMPILE_CHOICES = ("auto", "true", "false")
+from pipeline_src.quant.compilers import plain_kernels_warning
+
 # Below this many values the plain version ends before a compilation would start.
 MIN_NUMEL_ON_CPU = 2**20
 
@@ -46,39 +46,13 @@ def fusion_pays(numel: int, device: torch.device, compile: str) -> bool:
     return compile == "true"
 
 
-def resolve_compile(compile: str, device: torch.device) -> tuple[str, str | None]:
-    """Turn a wish into what this machine can do.
-
-    Returns:
-        the choice to use, and a warning for the user or None.
+def resolve_compile(compile: str, device: torch.device) -> str:
+    """Turn a wish into what this machine can do: plain where nothing can compile.
 
     Raises:
         ValueError: if compile is not one of COMPILE_CHOICES.
     """
-    if compile not in COMPILE_CHOICES:
-        raise ValueError(f"compile must be one of {COMPILE_CHOICES}, got {compile!r}")
-    if compile == "false":
-        return "false", (
-            "compile: false is set, so kernels run plain: the results are the same, "
-            "but time and step peak are not those of the fused kernels."
-        )
-    if device.type == "cpu" and not _has_cpp_compiler():
-        return "false", (
-            "No C++ compiler was found, so kernels run plain: the results are the "
-            "same, but time and step peak are not those of the fused kernels. "
-            "Install g++ (or set CXX) to compile them."
-        )
-    return compile, None
-
-
-def _has_cpp_compiler() -> bool:
-    from torch._inductor import config, cpp_builder, exc
-
-    named = config.cpp.cxx[1]  # set by CXX
-    if isinstance(named, str) and shutil.which(named) is None:
-        return False
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        return False
-    return True
+    warning = plain_kernels_warning(compile)
+    if warning is None or (device.type == "cuda" and compile != "false"):
+        return compile
+    return "false"

@@ -15,8 +15,9 @@ from pipeline_src.experiment.configuration import (
     checked_configuration,
     read_schema,
 )
-from pipeline_src.experiment.sources import imported_sources
 from pipeline_src.experiment.plans import capture_plans, measurement_plans, run_specs
+from pipeline_src.experiment.sources import imported_sources
+from pipeline_src.quant.compilers import plain_kernels_warning
 
 # Jobs find the interpreter that runs Snakemake, the library, and compiled kernels.
 for name, folder in {"PATH": Path(sys.executable).parent, "PYTHONPATH": ROOT}.items():
@@ -140,6 +141,13 @@ def spec_of_capture(wildcards):
 
 def epochs_of_capture(wildcards):
     return list(CAPTURES[wildcards.capture].epochs)
+
+
+def warn_of_plain_kernels():
+    """Once, before the first job; jobs ask for themselves, perhaps elsewhere."""
+    warning = plain_kernels_warning(CONFIG["compile"])
+    if warning and not GPUS:
+        print(f"Warning: {warning}", file=sys.stderr)
 
 
 def print_summary():

@@ -1,3 +1,7 @@
+onstart:
+    warn_of_plain_kernels()
+
+
 rule train_run:
     input:
         graph=graph_of_run,

@@ -3,12 +3,12 @@
 import logging
 from pathlib import Path
 
-from pipeline_src.experiment import records
+from pipeline_src.experiment.collecting import collect_runs
+from pipeline_src.experiment.records import write_dataset
 
 
 def main(run_paths: list[Path], measurement_paths: list[Path], runs_path: Path) -> None:
-    runs = records.collect_runs(run_paths, measurement_paths)
-    records.write_dataset(runs, runs_path)
+    write_dataset(collect_runs(run_paths, measurement_paths), runs_path)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from pipeline_src.experiment.measuring import measure_runs
-from pipeline_src.experiment.records import read_boundaries, write_dataset
+from pipeline_src.experiment.records import write_dataset
+from pipeline_src.experiment.solved_boundaries import read_boundaries
 from pipeline_src.experiment.spec import RunSpec, source_digest
-from pipeline_src.gnn.graphs import read_graph
+from pipeline_src.gnn.graph_files import read_graph
 
 
 def main(

@@ -3,8 +3,9 @@
 import logging
 from pathlib import Path
 
-from pipeline_src import figures
-from pipeline_src.experiment import records
+from pipeline_src.experiment.records import read_dataset
+from pipeline_src.figures.gallery import plot_figure
+from pipeline_src.figures.rendering import render
 
 
 def main(
@@ -14,14 +15,14 @@ def main(
     boundaries_path: Path,
     figure_paths: list[Path],
 ) -> None:
-    plot = figures.plot_figure(
+    plot = plot_figure(
         figure,
-        records.read_dataset(runs_path),
-        [records.read_dataset(path) for path in distribution_paths],
-        records.read_dataset(boundaries_path),
+        read_dataset(runs_path),
+        [read_dataset(path) for path in distribution_paths],
+        read_dataset(boundaries_path),
     )
     for path in figure_paths:
-        path.write_bytes(figures.render(plot, path.suffix.removeprefix(".")))
+        path.write_bytes(render(plot, path.suffix.removeprefix(".")))
 
 
 if __name__ == "__main__":

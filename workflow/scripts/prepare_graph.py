@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from pipeline_src.gnn.embedded_graphs import EMBEDDED_GRAPHS
-from pipeline_src.gnn.graphs import write_graph
+from pipeline_src.gnn.graph_files import write_graph
 from pipeline_src.gnn.raw_graphs import read_raw_graph
 
 

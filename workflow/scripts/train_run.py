@@ -4,10 +4,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from pipeline_src.experiment.records import read_boundaries, write_dataset
+from pipeline_src.experiment.records import write_dataset
+from pipeline_src.experiment.solved_boundaries import read_boundaries
 from pipeline_src.experiment.spec import RunSpec, resume_key, source_digest
 from pipeline_src.experiment.training import train_run
-from pipeline_src.gnn.graphs import read_graph
+from pipeline_src.gnn.graph_files import read_graph
 
 
 def main(

@@ -3,7 +3,12 @@
 import logging
 from pathlib import Path
 
-from pipeline_src.experiment import records, tables
+from pipeline_src.experiment.records import read_dataset
+from pipeline_src.experiment.tables.accuracy import accuracy_table
+from pipeline_src.experiment.tables.boundaries import boundaries_table
+from pipeline_src.experiment.tables.distributions import distribution_table
+from pipeline_src.experiment.tables.memory import memory_table
+from pipeline_src.experiment.tables.table import to_csv, to_markdown
 
 
 def main(
@@ -12,16 +17,16 @@ def main(
     boundaries_path: Path,
     outputs: dict[str, Path],  # "accuracy_md", "accuracy_csv", ...
 ) -> None:
-    runs = records.read_dataset(runs_path)
-    distributions = [records.read_dataset(path) for path in distribution_paths]
-    boundaries = records.read_dataset(boundaries_path)
+    runs = read_dataset(runs_path)
+    distributions = [read_dataset(path) for path in distribution_paths]
+    boundaries = read_dataset(boundaries_path)
     for name, table in {
-        "accuracy": tables.accuracy_table(runs),
-        "memory": tables.memory_table(runs),
-        "distributions": tables.distribution_table(distributions),
-        "boundaries": tables.boundaries_table(boundaries),
+        "accuracy": accuracy_table(runs),
+        "memory": memory_table(runs),
+        "distributions": distribution_table(distributions),
+        "boundaries": boundaries_table(boundaries),
     }.items():
-        markdown, csv = tables.to_markdown(table), tables.to_csv(table)
+        markdown, csv = to_markdown(table), to_csv(table)
         outputs[f"{name}_md"].write_text(markdown, encoding="utf-8")
         outputs[f"{name}_csv"].write_text(csv, encoding="utf-8")
 

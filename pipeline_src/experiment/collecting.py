@@ -1,0 +1,135 @@
+"""Many records, joined in one dataset.
+
+The collected dataset is tidy: one entry of ``run`` per cell and seed, one entry of
+``measurement`` per measured method. A sweep need not be rectangular, so there is no
+axis per setting; what a run was asked to do stands beside it as coordinates.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from pipeline_src.experiment.records import (
+    EPOCH_TIME,
+    MEMORY_SCALARS,
+    RUN_CURVES,
+    RUN_SCALARS,
+    FilePath,
+    attributes,
+    epoch_coord,
+    read_dataset,
+    text_coord,
+)
+
+METHOD_COORDS = {
+    "policy": "layout of what is kept for backward",
+    "bits": "bits per code",
+    "projection_ratio": "features per projected feature",
+    "rows_per_block": "rows per quantisation block (G/R)",
+    "boundaries": "how bin boundaries are placed",
+}
+
+
+def collect_runs(
+    run_paths: Sequence[FilePath], measurement_paths: Sequence[FilePath] = ()
+) -> xr.Dataset:
+    """Join run and measurement records into one tidy dataset, in the order given.
+
+    Dims: ``run`` (cell x seed), ``epoch`` (the longest run; shorter ones end in NaN),
+    ``measurement`` (graph x model x method) and ``repeat``. Settings are coordinates
+    on ``run`` and, with the prefix ``measurement_``, on ``measurement``; so are the
+    full ``spec`` and ``provenance`` as JSON. Measured variables are ``measured_...``.
+    """
+    runs = _join_runs([read_dataset(path) for path in run_paths])
+    measured = _join_measurements([read_dataset(path) for path in measurement_paths])
+    return runs.merge(measured, join="exact", combine_attrs="no_conflicts")
+
+
+def _join_runs(records: list[xr.Dataset]) -> xr.Dataset:
+    num_epochs = max((record.sizes["epoch"] for record in records), default=0)
+    rows = [(record, index) for record in records for index in range(record.seed.size)]
+    variables: dict[str, Any] = {}
+    for name, meaning in RUN_SCALARS.items():
+        values = [float(record[name].values[index]) for record, index in rows]
+        variables[name] = ("run", np.asarray(values, float), attributes(*meaning))
+    for name, meaning in RUN_CURVES.items():
+        curves = np.full((len(rows), num_epochs), np.nan)
+        for curve, (record, index) in zip(curves, rows, strict=True):
+            curve[: record.sizes["epoch"]] = record[name].values[index]
+        variables[name] = (("run", "epoch"), curves, attributes(*meaning))
+    specs = [json.loads(record.attrs["spec"]) for record, _ in rows]
+    coords = _setting_coords(specs, "run", prefix="")
+    coords["seed"] = (
+        "run",
+        np.asarray([record.seed.values[index] for record, index in rows], np.int64),
+        attributes("1", "random seed"),
+    )
+    provenance = [record.attrs["provenance"] for record, _ in rows]
+    coords["provenance"] = text_coord("run", provenance, "provenance as JSON")
+    coords["epoch"] = epoch_coord(num_epochs)
+    return xr.Dataset(variables, coords)
+
+
+def _join_measurements(records: list[xr.Dataset]) -> xr.Dataset:
+    num_repeats = max((record.sizes["repeat"] for record in records), default=0)
+    rows = [
+        (record, index) for record in records for index in range(record.method.size)
+    ]
+    variables: dict[str, Any] = {}
+    for name, (units, long_name) in MEMORY_SCALARS.items():
+        values = np.asarray([float(record[name].values[i]) for record, i in rows])
+        variables[f"measured_{name}"] = (
+            "measurement",
+            values.reshape(len(rows)),
+            attributes(units, f"{long_name}, measured alone"),
+        )
+    times = np.full((len(rows), num_repeats), np.nan)
+    for row, (record, index) in zip(times, rows, strict=True):
+        row[: record.sizes["repeat"]] = record["epoch_time"].values[index]
+    variables["measured_epoch_time"] = (
+        ("measurement", "repeat"),
+        times,
+        attributes(EPOCH_TIME[0], f"{EPOCH_TIME[1]}, measured alone"),
+    )
+    specs = [json.loads(record.attrs["specs"])[index] for record, index in rows]
+    coords = _setting_coords(specs, "measurement", prefix="measurement_")
+    coords["measurement_provenance"] = text_coord(
+        "measurement",
+        [record.attrs["provenance"] for record, _ in rows],
+        "provenance as JSON",
+    )
+    return xr.Dataset(variables, coords)
+
+
+def _setting_coords(
+    specs: list[dict[str, Any]], dim: str, prefix: str
+) -> dict[str, Any]:
+    """Return the settings of each spec as coordinates along dim."""
+    coords: dict[str, Any] = {
+        "spec": text_coord(
+            dim, [json.dumps(spec, sort_keys=True) for spec in specs], "RunSpec as JSON"
+        ),
+        "graph": text_coord(dim, [spec["graph"] for spec in specs], "graph"),
+        "model": text_coord(dim, [spec["model"]["name"] for spec in specs], "model"),
+        "layer": text_coord(
+            dim, [spec["model"]["layer"] for spec in specs], "kind of layer"
+        ),
+        "method": text_coord(dim, [spec["method"]["name"] for spec in specs], "method"),
+        "label": text_coord(
+            dim, [spec["method"]["label"] for spec in specs], "method, as shown"
+        ),
+    }
+    for name, long_name in METHOD_COORDS.items():
+        values = [spec["method"][name] for spec in specs]
+        if name in ("policy", "boundaries"):
+            coords[name] = text_coord(dim, values, long_name)
+        else:
+            coords[name] = (
+                dim,
+                np.asarray(values, np.int64),
+                attributes("1", long_name),
+            )
+    return {f"{prefix}{name}": coord for name, coord in coords.items()}

@@ -1,0 +1,56 @@
+"""Every figure by its name, as rules and files call it."""
+
+from collections.abc import Sequence
+
+import xarray as xr
+from plotnine import ggplot
+
+from pipeline_src.figures.block_size import (
+    plot_epoch_time_block_size,
+    plot_memory_block_size,
+)
+from pipeline_src.figures.boundaries import plot_boundaries
+from pipeline_src.figures.positions import (
+    plot_position_histograms,
+    plot_quantile_quantile,
+)
+from pipeline_src.figures.runs import plot_accuracy_memory, plot_training_curves
+
+FIGURES = (
+    "accuracy_memory",
+    "memory_block_size",
+    "epoch_time_block_size",
+    "position_histograms",
+    "quantile_quantile",
+    "boundaries",
+    "training_curves",
+)
+
+
+def plot_figure(
+    name: str,
+    runs: xr.Dataset,
+    distributions: Sequence[xr.Dataset],
+    boundaries: xr.Dataset,
+) -> ggplot:
+    """Return the figure of that name.
+
+    Raises:
+        ValueError: if there is no such figure.
+    """
+    match name:
+        case "accuracy_memory":
+            return plot_accuracy_memory(runs)
+        case "memory_block_size":
+            return plot_memory_block_size(runs)
+        case "epoch_time_block_size":
+            return plot_epoch_time_block_size(runs)
+        case "position_histograms":
+            return plot_position_histograms(distributions)
+        case "quantile_quantile":
+            return plot_quantile_quantile(distributions)
+        case "boundaries":
+            return plot_boundaries(boundaries)
+        case "training_curves":
+            return plot_training_curves(runs)
+    raise ValueError(f"figure must be one of {FIGURES}, got {name!r}")

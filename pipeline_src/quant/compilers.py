@@ -1,0 +1,35 @@
+"""Whether this machine can compile kernels for its CPU; imports no torch.
+
+The workflow asks before any job starts, each job asks for itself.
+"""
+
+import os
+import shutil
+import sys
+
+COMPILE_CHOICES = ("auto", "true", "false")
+_COST = (
+    "so kernels run plain: the results are the same, but time and step peak are not "
+    "those of the fused kernels."
+)
+
+
+def plain_kernels_warning(compile: str) -> str | None:
+    """Why kernels will run plain on a CPU, and what that costs; None if they will not.
+
+    Raises:
+        ValueError: if compile is not one of COMPILE_CHOICES.
+    """
+    if compile not in COMPILE_CHOICES:
+        raise ValueError(f"compile must be one of {COMPILE_CHOICES}, got {compile!r}")
+    if compile == "false":
+        return f"compile: false is set, {_COST}"
+    # The compiler that Inductor will call.
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    compiler = os.environ.get("CXX", default)
+    if shutil.which(compiler) is None:
+        return (
+            f"No C++ compiler was found ({compiler}), {_COST} "
+            "Install g++ (or set CXX) to compile them."
+        )
+    return None

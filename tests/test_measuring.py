@@ -1,0 +1,119 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline_src.experiment import measuring
+from pipeline_src.experiment.measuring import measure_runs
+from pipeline_src.experiment.records import MEMORY_SCALARS
+from pipeline_src.experiment.spec import (
+    MethodSpec,
+    ModelSpec,
+    RunSpec,
+    TrainingSpec,
+)
+from pipeline_src.experiment.training import Trainer, measure_step_memory
+from pipeline_src.gnn.embedded_graphs import synthetic_graph
+
+GRAPH = synthetic_graph(num_nodes=200, num_edges=1000, num_features=16)
+MODEL = ModelSpec("sage-2x8", "sage", 2, 8, 0.5, True)
+TRAINING = TrainingSpec(2, 0.01, 0.0, 0.5, "cross_entropy")
+METHODS = [
+    MethodSpec("fp32", "FP32", "full"),
+    MethodSpec("exact", "EXACT", "exact", 2, 4, 1),
+    MethodSpec("block8", "G/R = 8", "exact", 2, 4, 8),
+]
+SPECS = [
+    RunSpec("synthetic", MODEL, method, TRAINING, (0,), "cpu", "false")
+    for method in METHODS
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other cost more than these small graphs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def measure(specs=SPECS, **changes):
+    plan = {"timed": ("fp32", "block8"), "warmup": 1, "repeats": 3, "threads": 1}
+    return measure_runs(specs, GRAPH, **{**plan, **changes})
+
+
+def test_the_record_has_a_row_for_each_method_and_a_column_for_each_repeat():
+    record = measure(threads=7, source_digest="0123")
+    assert dict(record.sizes) == {"method": 3, "repeat": 3}
+    assert record["method"].values.tolist() == ["fp32", "exact", "block8"]
+    assert record["epoch_time"].dims == ("method", "repeat")
+    assert set(record.data_vars) == {"epoch_time", *MEMORY_SCALARS}
+    specs = [RunSpec.from_json(values) for values in json.loads(record.attrs["specs"])]
+    assert specs == SPECS
+    provenance = json.loads(record.attrs["provenance"])
+    assert (provenance["threads"], provenance["source_digest"]) == (7, "0123")
+
+
+def test_methods_that_are_not_timed_have_no_time_but_all_have_memory():
+    record = measure()
+    assert record["epoch_time"].sel({"method": "exact"}).isnull().all()
+    assert (record["epoch_time"].sel({"method": ["fp32", "block8"]}) > 0).all()
+    for index, spec in enumerate(SPECS):
+        books = measure_step_memory(Trainer(spec, GRAPH, None, seed=0))
+        row = record.isel(method=index)
+        assert {name: float(row[name]) for name in books} == books
+    assert set(books) == set(MEMORY_SCALARS)
+
+
+def test_methods_take_turns_and_warm_up_before_the_clock_counts(monkeypatch):
+    """Two rounds of warming up, then three that count: fp32, block8, fp32, ..."""
+    steps = []
+
+    class Recorded(Trainer):
+        def step(self, epoch):
+            steps.append(self.spec.method.name)
+            return super().step(epoch)
+
+    def measure_time(call, device):
+        del steps[:-9]  # memory steps before the rounds are of no concern here
+        call()
+        return float(next(seconds))
+
+    seconds = iter(range(100))
+    monkeypatch.setattr(measuring, "Trainer", Recorded)
+    monkeypatch.setattr(measuring, "measure_time", measure_time)
+    times = measure(warmup=2)["epoch_time"].values
+    assert steps[-10:] == ["fp32", "block8"] * 5
+    expected = [[4, 6, 8], [math.nan] * 3, [5, 7, 9]]
+    np.testing.assert_array_equal(times, expected)
+
+
+def test_boundaries_go_to_the_methods_that_need_them():
+    """They cost a method nothing that is kept, and without them it is refused."""
+    method = dataclasses.replace(METHODS[2], name="vm", boundaries="clipped_normal")
+    specs = [*SPECS, dataclasses.replace(SPECS[0], method=method)]
+    with pytest.raises(ValueError, match="vm reads its boundaries"):
+        measure(specs, timed=())
+    record = measure_runs(
+        specs,
+        GRAPH,
+        lambda bits, size: (0.0, 1.1, 1.9, 3.0),
+        timed=["vm"],
+        warmup=0,
+        repeats=1,
+        threads=1,
+    )
+    vm, block8 = (record.sel({"method": name}) for name in ("vm", "block8"))
+    assert float(vm["saved_memory"]) == float(block8["saved_memory"])
+    assert float(vm["epoch_time"][0]) > 0
+
+
+def test_an_unknown_method_to_time_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(measuring, "Trainer", None)
+    message = r"among \['fp32', 'exact', 'block8'\], got \['block16', 'block4'\]"
+    with pytest.raises(ValueError, match=message):
+        measure(timed=("fp32", "block4", "block16"))
