@@ -63,10 +63,10 @@ def compressed(monkeypatch):
 
 
 def observed(record, name, epoch, projected):
-    """Positions and facts of one tensor, the padding left out."""
+    """Positions and facts of one tensor; the padding, at the end, is left out."""
     one = record.sel(tensor=name, epoch=epoch, projected=projected)
-    position = one["position"].values
-    return position[~np.isnan(position)], one
+    count = int(one["position"].notnull().sum())
+    return one["position"].values[:count], one
 
 
 def blocks_of(x, block_size):
