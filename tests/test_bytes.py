@@ -124,3 +124,22 @@ def test_bytes_kept_reproduce_the_published_table(name):
             4 * layout.block_size(width, rows) + 3 * 512
             for width in layout.kept_tensors()
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_lean_keeps_codes_and_the_loss_side_alone(name):
+    """2 bits per hidden value, two bfloat16 ends per 4 rows, statistics, targets."""
+    graph = GRAPHS[name]()
+    layout = Layout(name, graph)
+    num_layers, hidden, dropout, loss = MODELS[name]
+    model = ModelSpec("sage", "sage", num_layers, hidden, dropout, True)
+    training = TrainingSpec(1, 0.01, 0.0, 0.5, loss)
+    lean = MethodSpec("lean", "lean", "lean", 2, 1, 4)
+    spec = RunSpec(name, model, lean, training, (0,), "cpu", "false")
+    measured, _ = measure_saved_memory(Trainer(spec, graph, None, 0))
+    blocks = math.ceil(graph.num_nodes / 4)
+    masks = sum(2 * rounded(layout.nodes * width / 8) for width in layout.hidden)
+    codes = sum(rounded(blocks * width) for width in layout.hidden)
+    ends = len(layout.hidden) * rounded(2 * 2 * blocks)
+    assert measured == layout.shared_bytes() - masks + codes + ends

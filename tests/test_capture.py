@@ -240,7 +240,7 @@ def test_the_record_says_what_was_observed():
 
 def test_full_precision_has_nothing_to_capture():
     method = MethodSpec("fp32", "FP32", "full")
-    with pytest.raises(ValueError, match="method fp32 compresses nothing"):
+    with pytest.raises(ValueError, match="method fp32 compresses no activation"):
         capture_activations(dataclasses.replace(SPEC, method=method), GRAPH, [1])
 
 

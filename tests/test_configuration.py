@@ -342,3 +342,30 @@ def test_readme_holds_the_table_of_keys():
     """To renew it, put what describe_keys returns in the place of the old table."""
     readme = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
     assert describe_keys(SCHEMA) in readme
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bits": 1}, r"bits: policy lean needs one of \(2, 4, 8\), got 1"),
+        ({}, r"bits: policy lean needs one of \(2, 4, 8\), got null"),
+        (
+            {"bits": 2, "rows_per_block": 6},
+            "rows_per_block: expected a multiple of 4, .* got 6",
+        ),
+        (
+            {"bits": 8, "projection_ratio": 2},
+            "projection_ratio: means nothing with policy lean; got 2, leave it out",
+        ),
+    ],
+)
+def test_lean_refuses_what_it_has_no_use_for(config, settings, message):
+    config["methods"]["block64"] = {"label": "lean", "policy": "lean", **settings}
+    with pytest.raises(ConfigurationError, match=rf"^methods\.block64\.{message}"):
+        check(config)
+
+
+def test_lean_takes_whole_bytes_of_rows(config):
+    lean = {"label": "lean", "policy": "lean", "bits": 4, "rows_per_block": 6}
+    config["methods"]["block64"] = lean
+    assert check(config)["methods"]["block64"]["rows_per_block"] == 6

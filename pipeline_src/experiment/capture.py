@@ -68,10 +68,10 @@ def capture_activations(
     Raises:
         ValueError: if the method keeps full precision, or an epoch is not trained.
     """
-    if spec.method.policy == "full":
+    if spec.method.policy != "exact":
         raise ValueError(
-            f"method {spec.method.name} compresses nothing, so there is nothing to "
-            "capture; name a method with another policy"
+            f"method {spec.method.name} compresses no activation by itself, so there "
+            "is nothing to capture; name a method with policy exact"
         )
     if bad := [epoch for epoch in epochs if not 1 <= epoch <= spec.training.epochs]:
         raise ValueError(
@@ -94,7 +94,7 @@ def capture_activations(
 
     compile = resolve_compile(spec.compile, device)
     keep = keep_of(spec.method, boundaries_of, compile, device)
-    assert keep is not None  # the policy is not "full"
+    assert keep is not None  # the policy is "exact"
 
     def observed_keep(name: str, width: int, may_project: bool) -> Compressor:
         recipe = keep(name, width, may_project)

@@ -26,6 +26,9 @@ NOT_COMPRESSED = {
 }
 
 
+LEAN_BITS = (2, 4, 8)  # one bit tells the side of ReLU, the others round
+
+
 class ConfigurationError(ValueError):
     """A configuration that cannot be run; one line for each problem."""
 
@@ -91,12 +94,31 @@ def _problems_of_methods(methods: Mapping[str, Any]) -> Iterator[str]:
                         f"{path}.{key}: means nothing with policy full, which keeps "
                         f"everything; got {shown(method[key])}, leave it out"
                     )
+        elif method["policy"] == "lean":
+            yield from _problems_of_lean(method, path)
         elif "bits" not in method:
             yield f"{path}.bits: is missing; policy exact needs 1, 2, 4, 8 or 32"
         elif method.get("boundaries") == "clipped_normal" and method["bits"] in (1, 32):
             yield (
                 f"{path}.boundaries: clipped_normal moves the inner bin edges, and "
                 f"{method['bits']} bits have none; take 2, 4 or 8 bits, or even"
+            )
+
+
+def _problems_of_lean(method: Mapping[str, Any], path: str) -> Iterator[str]:
+    bits, rows = method.get("bits"), method.get("rows_per_block", 1)
+    if bits not in LEAN_BITS:
+        yield f"{path}.bits: policy lean needs one of {LEAN_BITS}, got {shown(bits)}"
+    elif rows % (8 // bits):
+        yield (
+            f"{path}.rows_per_block: expected a multiple of {8 // bits}, because a "
+            f"byte holds the {bits}-bit codes of as many rows; got {rows}"
+        )
+    for key in ("projection_ratio", "boundaries", "max_block_size"):
+        if method.get(key, NOT_COMPRESSED[key]) != NOT_COMPRESSED[key]:
+            yield (
+                f"{path}.{key}: means nothing with policy lean; "
+                f"got {shown(method[key])}, leave it out"
             )
 
 

@@ -42,7 +42,9 @@ class MethodSpec:
 
     name: str
     label: str  # as figures and tables print it
-    policy: str  # "full": all that PyTorch keeps; "exact": the published layout
+    # "full": all that PyTorch keeps; "exact": the published layout; "lean": codes of
+    # hidden layers and nothing else (gnn/lean.py)
+    policy: str
     bits: int = 32  # of one code; 32 means not compressed
     projection_ratio: int = 1  # num_features / num_projected (papers: D/R)
     rows_per_block: int = 1  # projected rows that share one scale (papers: G/R)

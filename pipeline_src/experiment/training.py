@@ -32,6 +32,7 @@ from pipeline_src.experiment.meters import (
 )
 from pipeline_src.experiment.spec import MethodSpec, RunSpec
 from pipeline_src.gnn.graphs import Graph
+from pipeline_src.gnn.lean import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork, Keep
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.fusion import resolve_compile
@@ -127,6 +128,7 @@ class Trainer:
             batch_norm=model.batch_norm,
             keep=keep or keep_of(spec.method, boundaries_of, compile, self.device),
             compile=compile,
+            lean=lean_of(spec.method, compile),
         ).to(self.device)
         self.aggregation = self.model.aggregation(graph.adjacency)
         self.optimizer = torch.optim.Adam(
@@ -194,12 +196,12 @@ def keep_of(
     compile: str,
     device: torch.device,
 ) -> Keep | None:
-    """What a method keeps of each activation; None for full precision.
+    """What a method keeps of each activation; None if it is not asked that way.
 
     Raises:
         ValueError: if the method needs solved boundaries and none are given.
     """
-    if method.policy == "full":
+    if method.policy != "exact":
         return None
     if method.needs_boundaries and boundaries_of is None:
         raise ValueError(
@@ -217,6 +219,13 @@ def keep_of(
         return compressor.to(device)
 
     return keep
+
+
+def lean_of(method: MethodSpec, compile: str) -> LeanRecipe | None:
+    """How a method with policy lean keeps hidden layers; None for other policies."""
+    if method.policy != "lean":
+        return None
+    return LeanRecipe(method.bits, method.rows_per_block, compile)
 
 
 def block_size(width: int, method: MethodSpec) -> int:

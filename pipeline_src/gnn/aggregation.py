@@ -33,17 +33,22 @@ class Aggregation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Aggregate features, (num_nodes, width) to the same shape."""
-        return self._apply(self.matrix, x)
+        return self._apply(self.matrix, x, torch.empty_like(x))
+
+    def into(self, x: Tensor, output: Tensor) -> None:
+        """Aggregate into a tensor that exists, (num_nodes, width)."""
+        self._apply(self.matrix, x, output)
 
     def transpose(self, gradient: Tensor) -> Tensor:
         """Send gradients of the outputs back to the inputs."""
-        return self._apply(self.transposed_matrix, gradient)
+        return self._apply(self.transposed_matrix, gradient, torch.empty_like(gradient))
 
-    def _apply(self, matrix: Tensor, x: Tensor) -> Tensor:
-        summed = torch.sparse.mm(matrix, x)
-        if self.self_weight is None:
-            return summed
-        return torch.addcmul(summed, x, self.self_weight, out=summed)
+    def _apply(self, matrix: Tensor, x: Tensor, output: Tensor) -> Tensor:
+        # torch.sparse.mm would make a second tensor of this size on the way.
+        torch.addmm(output, matrix, x, beta=0, out=output)
+        if self.self_weight is not None:
+            output.addcmul_(x, self.self_weight)
+        return output
 
 
 def mean_aggregation(adjacency: Adjacency) -> Aggregation:

@@ -22,6 +22,7 @@ from pipeline_src.gnn.aggregation import (
     mean_aggregation,
 )
 from pipeline_src.gnn.graphs import Adjacency
+from pipeline_src.gnn.lean import LeanLayer, LeanNetwork, LeanRecipe
 from pipeline_src.gnn.saved import (
     Aggregate,
     BatchNormalization,
@@ -56,7 +57,8 @@ class SageLayer(nn.Module):
             # The same sum in another order: aggregating costs by the width. Training
             # aggregates first, as PyG does, because it is the reference.
             transformed = functional.linear(x, self.neighbor.weight)
-            return aggregation(transformed) + self.neighbor.bias + self.root(x)
+            aggregated = Aggregate.apply(transformed, aggregation)
+            return aggregated + self.neighbor.bias + self.root(x)
         return self.neighbor(Aggregate.apply(x, aggregation)) + self.root(x)
 
     def compressed(
@@ -78,6 +80,11 @@ class SageLayer(nn.Module):
             seeds,
             finite,
         )
+
+    def lean(self, norm: nn.BatchNorm1d | None) -> LeanLayer:
+        """The parameters as the lean network takes them."""
+        neighbor, root = self.neighbor, self.root
+        return LeanLayer(neighbor.weight, neighbor.bias, root.weight, norm)
 
 
 class GcnLayer(nn.Module):
@@ -112,6 +119,10 @@ class GcnLayer(nn.Module):
             x, self.weight, self.bias, aggregation, compressors[0], seeds, finite
         )
 
+    def lean(self, norm: nn.BatchNorm1d | None) -> LeanLayer:
+        """The parameters as the lean network takes them."""
+        return LeanLayer(self.weight, self.bias, None, norm)
+
 
 class GraphNetwork(nn.Module):
     """Convolutions with BatchNorm, ReLU and Dropout between them."""
@@ -129,17 +140,21 @@ class GraphNetwork(nn.Module):
         batch_norm: bool,
         keep: Keep | None = None,  # None: full precision, PyTorch's own operations
         compile: str = "auto",  # of the kernels that pack masks
+        lean: LeanRecipe | None = None,  # instead of keep: the layout of gnn/lean.py
     ) -> None:
         """Build with parameters drawn from torch's global generator.
 
         Raises:
-            ValueError: if layer is unknown or num_layers is below 1.
+            ValueError: if layer is unknown, num_layers is below 1, or both keep and
+                lean are given.
         """
         super().__init__()
         if layer not in LAYERS:
             raise ValueError(f"layer must be one of {LAYERS}, got {layer!r}")
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        if keep is not None and lean is not None:
+            raise ValueError("keep and lean exclude each other; give one of them")
         widths = [num_features, *[hidden] * (num_layers - 1), num_classes]
         kind = SageLayer if layer == "sage" else GcnLayer
         self.layer = layer
@@ -152,10 +167,14 @@ class GraphNetwork(nn.Module):
         )
         self.dropout = dropout
         self.compile_choice = compile
+        self.lean = lean
         self.activation_names: list[str] = []
         self.compressors: dict[str, Compressor] = {}
         if keep is not None:
             self._plan(keep, widths)
+        if lean is not None:
+            hidden_layers = range(1, num_layers)
+            self.activation_names = [f"layer{i}.codes" for i in hidden_layers]
         flags = torch.ones(len(self.activation_names), dtype=torch.bool)
         self.register_buffer("finite", flags, persistent=False)
 
@@ -175,7 +194,7 @@ class GraphNetwork(nn.Module):
         Raises:
             ValueError: if activations are to be compressed and seeds are missing.
         """
-        if not self.training or not self.compressors:
+        if not self.training or not (self.compressors or self.lean):
             return self._forward_full(x, aggregation)
         if seeds is None or seeds.shape != (self.num_seeds,):
             shape = None if seeds is None else tuple(seeds.shape)
@@ -183,6 +202,8 @@ class GraphNetwork(nn.Module):
                 f"training with compressed activations needs {self.num_seeds} seeds "
                 f"per step (int32, see num_seeds), got {shape}"
             )
+        if self.lean is not None:
+            return self._forward_lean(x, aggregation, seeds, self.lean)
         return self._forward_compressed(x, aggregation, seeds)
 
     @property
@@ -258,6 +279,26 @@ class GraphNetwork(nn.Module):
             if self.dropout > 0:
                 x = DropoutWithBitMask.apply(x, self.dropout, self.compile_choice)
         raise AssertionError("the last layer returns")
+
+    def _forward_lean(
+        self, x: Tensor, aggregation: Aggregation, seeds: Tensor, recipe: LeanRecipe
+    ) -> Tensor:
+        norms = [cast(nn.BatchNorm1d, norm) for norm in self.norms]
+        layers = [
+            convolution.lean(norms[i] if i < len(norms) else None)
+            for i, convolution in enumerate(self._layers())
+        ]
+        parameters = [p for layer in layers for p in layer.parameters()]
+        return LeanNetwork.apply(
+            x,
+            aggregation,
+            layers,
+            recipe,
+            self.dropout,
+            seeds,
+            self.finite,
+            *parameters,
+        )
 
     def _normalize(self, i: int, x: Tensor, seed: Tensor, finite: Tensor) -> Tensor:
         norm = cast(nn.BatchNorm1d, self.norms[i])

@@ -149,8 +149,8 @@ def _compress(
     for j in range(1, num_codes):
         smallest = torch.minimum(smallest, x[:, :, j])
         largest = torch.maximum(largest, x[:, :, j])
-    zero_point = _round_down(smallest.amin(dim=-1, keepdim=True))
-    scale = _round_up((largest.amax(dim=-1, keepdim=True) - zero_point) / num_bins)
+    zero_point = round_down(smallest.amin(dim=-1, keepdim=True))
+    scale = round_up((largest.amax(dim=-1, keepdim=True) - zero_point) / num_bins)
     inverse_scale = torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
 
     keys = keys.view(num_packets, num_blocks, 1)
@@ -200,7 +200,7 @@ _compress_fused = fuse(_compress)
 _decompress_fused = fuse(_decompress)
 
 
-def _round_down(x: Tensor) -> Tensor:
+def round_down(x: Tensor) -> Tensor:
     """The largest bfloat16 value not above x, as float32.
 
     Written on the bits, because a compiler may drop a cast to bfloat16 and back.
@@ -211,7 +211,7 @@ def _round_down(x: Tensor) -> Tensor:
     return torch.where(x == x, rounded, x)  # a NaN's bits could overflow
 
 
-def _round_up(x: Tensor) -> Tensor:
+def round_up(x: Tensor) -> Tensor:
     """The smallest bfloat16 value not below x >= 0, as float32."""
     rounded = ((x.view(torch.int32) + _LOW_HALF) & _HIGH_HALF).view(torch.float32)
     return torch.where(x == x, rounded, x)

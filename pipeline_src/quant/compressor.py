@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline_src.quant.blockwise import (
+    PACKABLE_BITS,
     check_blocks,
     compress_blocks,
     decompress_blocks,
@@ -38,6 +39,11 @@ class Compressor:
         count_projected(1, self.projection_ratio)
         if self.bits == 32:
             return
+        if self.bits not in PACKABLE_BITS:
+            raise ValueError(
+                f"bits must be one of {PACKABLE_BITS}, or 32 to keep float32 "
+                f"values, got {self.bits}"
+            )
         check_blocks(self.bits, self.block_size)
         if self.boundaries is not None:
             _check_boundaries(self.boundaries, self.bits)
