@@ -252,15 +252,15 @@ def measure_saved_memory(trainer: Trainer) -> tuple[int, int]:
     loss, trained = measure_memory(
         lambda: training_loss(logits, labels[index], kind), trainer.device
     )
-    with_loss = forward.held + trained.held
+    # The logits are kept by nothing but this function.
+    kept = forward.held - allocated_bytes(logits.nbytes)
+    with_loss = kept + trained.held
     if kind == "log_cross_entropy":
         del loss
         loss, trained = measure_memory(
             lambda: functional.nll_loss(logits, labels[index]), trainer.device
         )
-    published = forward.held - allocated_bytes(logits.nbytes)
-    published += trained.held - allocated_bytes(loss.nbytes)
-    return published, with_loss
+    return kept + trained.held - allocated_bytes(loss.nbytes), with_loss
 
 
 def measure_step_memory(trainer: Trainer) -> dict[str, float]:
