@@ -288,3 +288,18 @@ def test_table_survives_a_file_of_moderate_size(table, tmp_path):
         assert read[name].attrs["long_name"], name
     solved = np.array(read_boundaries(path)(2, 1024))
     assert np.abs(solved - solve_one(2, 1024)).max() <= 2**-21
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_best_boundaries_of_a_lattice_span_all_bins_and_save_less_than_everything(bits):
+    """Values of integers, as pixels are: empty cells at both ends of the histogram."""
+    num_bins = 2**bits - 1
+    lattice = np.linspace(0, num_bins, 17)
+    position = lattice[np.random.default_rng(0).integers(0, 17, 4000)]
+    inside = position[(position > 0) & (position < num_bins)]
+    mass, _ = np.histogram(inside, 4096, (0, num_bins))
+    best = solve_observed_boundaries(bits, mass)
+    assert best[0] == 0
+    assert best[-1] == num_bins
+    assert np.all(np.diff(best) >= 0)
+    assert observed_rounding_variance(best, position) >= 0

@@ -222,6 +222,7 @@ def solve_observed_boundaries(
     boundaries = np.interp(
         np.linspace(0, compander[-1], num_bins + 1), compander, edges
     )
+    boundaries[[0, -1]] = 0.0, num_bins  # not the ends of what the values occupy
     for _ in range(sweeps):
         for start in (1, 2):
             moved = np.arange(start, num_bins, 2)
