@@ -124,21 +124,22 @@ DEFAULT = RESULTS | {
     "prepare_graph": 3,
     "capture_activations": 1,
     "fit_distributions": 1,
-    "train_run": 2 * 4,  # models x methods
+    "train_run": 2 * 5,  # models x methods
 }
 PLANETOID = RESULTS | {
     "fetch_graph": 4,
     "prepare_graph": 4,
-    "capture_activations": 3,
-    "fit_distributions": 3,
-    "train_run": 4 * 2 * 4,  # graphs x models x methods
+    "capture_activations": 4,
+    "fit_distributions": 4,
+    "train_run": 4 * 4,  # graphs, each with its model, x methods
+    "measure_runs": 1,
 }
 PAPER = RESULTS | {
     "fetch_graph": 2,
     "prepare_graph": 2,
     "capture_activations": 2,
     "fit_distributions": 2,
-    "train_run": 2 * 9 * 2,  # graphs x methods x blocks of seeds
+    "train_run": 2 * 10 * 2,  # graphs x methods x blocks of seeds
 }
 
 
@@ -229,8 +230,8 @@ def test_a_file_written_again_unchanged_runs_nothing(finished):
 @pytest.mark.parametrize(
     ("old", "new", "jobs"),
     [
-        # A sixth and seventh seed: one new block for each of the eight cells.
-        ("seeds: 5\n", "seeds: 7\n", {"train_run": 8}),
+        # A sixth and seventh seed: one new block for each of the ten cells.
+        ("seeds: 5\n", "seeds: 7\n", {"train_run": 10}),
         ("{epochs: 60, learning_rate: 0.01", "{epochs: 61, learning_rate: 0.01", None),
         ("label: EXACT,", "label: EXACT INT2,", {"train_run": 2, "measure_runs": 2}),
         ("device: auto", "device: cpu", {}),
@@ -243,7 +244,7 @@ def test_a_changed_key_runs_again_what_it_changes(finished, old, new, jobs):
     path = finished / "config" / "config.yaml"
     original = path.read_text(encoding="utf-8")
     assert old in original
-    jobs = {"train_run": 8} if jobs is None else jobs
+    jobs = {"train_run": 10} if jobs is None else jobs
     try:
         path.write_text(original.replace(old, new, 1), encoding="utf-8")
         again = planned(cwd=finished)
