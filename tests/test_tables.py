@@ -218,3 +218,14 @@ def test_exact_is_one_row_per_block_wherever_it_stands(tmp_path):
     write_dataset(measurement, tmp_path / "m.nc")
     ratios = memory_table(collect_runs([], [tmp_path / "m.nc"])).values["EXACT / saved"]
     np.testing.assert_allclose(ratios, [30.47 / 27.88, 30.47 / 25.56, 1])
+
+
+def test_another_layout_is_compared_with_exact_at_its_bits(tmp_path):
+    """It need not project, so the projection ratio cannot be what has to agree."""
+    measurement = made_up_measurement(methods=("exact", "block64"))
+    specs = json.loads(measurement.attrs["specs"])
+    specs[1]["method"].update(policy="lean", projection_ratio=1)
+    measurement.attrs["specs"] = json.dumps(specs)
+    write_dataset(measurement, tmp_path / "m.nc")
+    ratios = memory_table(collect_runs([], [tmp_path / "m.nc"])).values["EXACT / saved"]
+    np.testing.assert_allclose(ratios, [1, 30.47 / 25.56])

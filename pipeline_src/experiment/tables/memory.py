@@ -146,7 +146,10 @@ def _speed_summary(speed: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _exact_reference(place: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
-    """Return EXACT at the bits and projection ratio of row; for FP32, the first one."""
+    """Return EXACT at the bits and projection ratio of row, or at its bits alone.
+
+    A method of another layout has no projection to match; FP32 takes the first one.
+    """
     exact = place[
         (place["policy"] == "exact")
         & (place["rows_per_block"] == 1)
@@ -154,8 +157,10 @@ def _exact_reference(place: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
     ]
     if row["policy"] == "full":
         return exact
-    same_bits = exact["bits"] == row["bits"]
-    return exact[same_bits & (exact["projection_ratio"] == row["projection_ratio"])]
+    exact = exact[exact["bits"] == row["bits"]]
+    if row["policy"] != "exact":
+        return exact
+    return exact[exact["projection_ratio"] == row["projection_ratio"]]
 
 
 def _first(rows: pd.DataFrame, column: str) -> float:
