@@ -102,9 +102,13 @@ def test_checking_twice_changes_nothing(path):
 
 def test_defaults_of_the_schema_are_those_of_the_library(config):
     method = check(config)["methods"]["block64"]
-    assert MethodSpec("m", **{**method}) == MethodSpec("m", "64", "exact", 2, 1, 64)
+    assert MethodSpec.from_json({"name": "m", **method}) == MethodSpec(
+        "m", "64", "exact", 2, 1, 64
+    )
     full = check(config)["methods"]["fp32"]
-    assert MethodSpec("m", **full) == MethodSpec("m", "FP32", "full")
+    assert MethodSpec.from_json({"name": "m", **full}) == MethodSpec(
+        "m", "FP32", "full"
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,15 +351,30 @@ def test_readme_holds_the_table_of_keys():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 1}, r"bits: policy lean needs one of \(2, 4, 8\), got 1"),
-        ({}, r"bits: policy lean needs one of \(2, 4, 8\), got null"),
+        ({}, "bits: is missing; policy lean needs 1, 2, 4, 8 or 32"),
+        (
+            {"bits": 2, "layer_bits": [2], "rows_per_block": 4},
+            "bits: layer_bits says the bits of each layer; leave one out",
+        ),
+        (
+            {"layer_bits": [8, 1], "rows_per_block": 4},
+            "rows_per_block: expected a multiple of 8, .* 1-bit codes .* got 4",
+        ),
+        (
+            {"bits": 8, "technique": "eager", "max_block_size": 64},
+            "max_block_size: means nothing with policy lean; got 64, leave it out",
+        ),
         (
             {"bits": 2, "rows_per_block": 6},
             "rows_per_block: expected a multiple of 4, .* got 6",
         ),
         (
             {"bits": 8, "projection_ratio": 2},
-            "projection_ratio: means nothing with policy lean; got 2, leave it out",
+            "projection_ratio: lean keeps nothing that could be projected",
+        ),
+        (
+            {"bits": 8, "projection_ratio": 2, "without": ["sided_codes"]},
+            "projection_ratio: lean keeps nothing that could be projected",
         ),
     ],
 )
@@ -369,3 +388,37 @@ def test_lean_takes_whole_bytes_of_rows(config):
     lean = {"label": "lean", "policy": "lean", "bits": 4, "rows_per_block": 6}
     config["methods"]["block64"] = lean
     assert check(config)["methods"]["block64"]["rows_per_block"] == 6
+
+
+def test_lean_takes_bits_of_each_hidden_layer(config):
+    lean = {"label": "lean", "policy": "lean", "layer_bits": [4], "rows_per_block": 8}
+    config["methods"]["block64"] = lean
+    assert check(check(config))["methods"]["block64"]["layer_bits"] == [4]
+    lean["layer_bits"] = [4, 2]
+    message = "'block64' has layer_bits for 2 hidden layers, but model 'sage-2x8' has 1"
+    with pytest.raises(ConfigurationError, match=message):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"technique": "quantized_hooks"},
+            r"bits: technique quantized_hooks needs one of \(4, 8\), got null",
+        ),
+        (
+            {"technique": "autocast", "bits": 8},
+            "bits: belongs to technique quantized_hooks, not to autocast",
+        ),
+        (
+            {"memory_budget": 0.5},
+            "memory_budget: belongs to technique budget, not to eager",
+        ),
+        ({"without": ["sided_codes"]}, "without: means nothing with policy pyg"),
+    ],
+)
+def test_pyg_refuses_what_it_has_no_use_for(config, settings, message):
+    config["methods"]["block64"] = {"label": "PyG", "policy": "pyg", **settings}
+    with pytest.raises(ConfigurationError, match=rf"^methods\.block64\.{message}"):
+        check(config)

@@ -14,7 +14,7 @@ import xarray as xr
 
 from pipeline_src.experiment.records import (
     EPOCH_TIME,
-    MEMORY_SCALARS,
+    MEASUREMENT_SCALARS,
     RUN_CURVES,
     RUN_SCALARS,
     FilePath,
@@ -79,7 +79,7 @@ def _join_measurements(records: list[xr.Dataset]) -> xr.Dataset:
         (record, index) for record in records for index in range(record.method.size)
     ]
     variables: dict[str, Any] = {}
-    for name, (units, long_name) in MEMORY_SCALARS.items():
+    for name, (units, long_name) in MEASUREMENT_SCALARS.items():
         values = np.asarray([float(record[name].values[i]) for record, i in rows])
         variables[f"measured_{name}"] = (
             "measurement",

@@ -14,19 +14,31 @@ import yaml
 
 from pipeline_src.experiment.plans import capture_plans, measurement_plans, run_specs
 from pipeline_src.experiment.schemas import fill_defaults, problems, remedy, shown
-from pipeline_src.experiment.spec import MAX_BLOCK_SIZE
 
-# What a method with policy full stands for: these keys may say nothing else.
-NOT_COMPRESSED = {
-    "bits": 32,
-    "projection_ratio": 1,
-    "rows_per_block": 1,
-    "boundaries": "even",
-    "max_block_size": MAX_BLOCK_SIZE,
+# Keys of a method that say nothing under the other policies, which refuse them.
+KEYS_OF_POLICY = {
+    "full": (),
+    "exact": (
+        "bits",
+        "projection_ratio",
+        "rows_per_block",
+        "boundaries",
+        "max_block_size",
+    ),
+    "lean": (
+        "bits",
+        "layer_bits",
+        "projection_ratio",
+        "rows_per_block",
+        "boundaries",
+        "without",
+    ),
+    "pyg": ("bits", "technique", "memory_budget"),
 }
-
-
-LEAN_BITS = (2, 4, 8)  # one bit tells the side of ReLU, the others round
+NOT_COMPRESSED = 32  # bits where the key says nothing
+HOOK_BITS = (4, 8)
+# Lean without one of these ideas keeps copies that can be projected.
+COPYING = ("transposed_aggregation", "resident_input", "rebuilt_input")
 
 
 class ConfigurationError(ValueError):
@@ -55,11 +67,10 @@ def checked_configuration(
         str(filled.get("compile", "auto")).lower(), filled.get("compile", "auto")
     )
     _refuse(problems(filled, schema))
-    _refuse(list(_problems_of_methods(filled["methods"])))
+    _refuse(list(_problems_of_methods(filled["methods"], schema)))
     fill_defaults(filled, schema)
     for method in filled["methods"].values():
-        if method["policy"] == "full":
-            method.update(NOT_COMPRESSED)
+        method.setdefault("bits", NOT_COMPRESSED)
     filled["compile"] = str(filled["compile"]).lower()
     _refuse(list(_problems_of_names(filled)))
     for plan in (run_specs, measurement_plans, capture_plans):
@@ -84,42 +95,78 @@ def _refuse(lines: list[str]) -> None:
         raise ConfigurationError("\n".join(lines))
 
 
-def _problems_of_methods(methods: Mapping[str, Any]) -> Iterator[str]:
+def _problems_of_methods(methods: Mapping[str, Any], schema: Any) -> Iterator[str]:
+    keys = schema["$defs"]["method"]["properties"]
+    neutral = {
+        key: value["default"] for key, value in keys.items() if "default" in value
+    }
+    neutral["bits"] = NOT_COMPRESSED
     for name, method in methods.items():
-        path = f"methods.{name}"
-        if method["policy"] == "full":
-            for key, value in NOT_COMPRESSED.items():
-                if method.get(key, value) != value:
-                    yield (
-                        f"{path}.{key}: means nothing with policy full, which keeps "
-                        f"everything; got {shown(method[key])}, leave it out"
-                    )
-        elif method["policy"] == "lean":
+        path, policy = f"methods.{name}", method["policy"]
+        for key, value in neutral.items():
+            if key not in KEYS_OF_POLICY[policy] and method.get(key, value) != value:
+                yield (
+                    f"{path}.{key}: means nothing with policy {policy}; "
+                    f"got {shown(method[key])}, leave it out"
+                )
+        if policy == "exact":
+            yield from _problems_of_exact(method, path)
+        elif policy == "lean":
             yield from _problems_of_lean(method, path)
-        elif "bits" not in method:
-            yield f"{path}.bits: is missing; policy exact needs 1, 2, 4, 8 or 32"
-        elif method.get("boundaries") == "clipped_normal" and method["bits"] in (1, 32):
-            yield (
-                f"{path}.boundaries: clipped_normal moves the inner bin edges, and "
-                f"{method['bits']} bits have none; take 2, 4 or 8 bits, or even"
-            )
+        elif policy == "pyg":
+            yield from _problems_of_pyg(method, path)
+
+
+def _problems_of_exact(method: Mapping[str, Any], path: str) -> Iterator[str]:
+    if "bits" not in method:
+        yield f"{path}.bits: is missing; policy exact needs 1, 2, 4, 8 or 32"
+    elif method.get("boundaries") == "clipped_normal" and method["bits"] in (1, 32):
+        yield (
+            f"{path}.boundaries: clipped_normal moves the inner bin edges, and "
+            f"{method['bits']} bits have none; take 2, 4 or 8 bits, or even"
+        )
 
 
 def _problems_of_lean(method: Mapping[str, Any], path: str) -> Iterator[str]:
-    bits, rows = method.get("bits"), method.get("rows_per_block", 1)
-    if bits not in LEAN_BITS:
-        yield f"{path}.bits: policy lean needs one of {LEAN_BITS}, got {shown(bits)}"
-    elif rows % (8 // bits):
-        yield (
-            f"{path}.rows_per_block: expected a multiple of {8 // bits}, because a "
-            f"byte holds the {bits}-bit codes of as many rows; got {rows}"
-        )
-    for key in ("projection_ratio", "boundaries", "max_block_size"):
-        if method.get(key, NOT_COMPRESSED[key]) != NOT_COMPRESSED[key]:
+    rows = method.get("rows_per_block", 1)
+    widths = method.get("layer_bits") or [method.get("bits")]
+    if method.get("layer_bits") and method.get("bits", NOT_COMPRESSED) != 32:
+        yield f"{path}.bits: layer_bits says the bits of each layer; leave one out"
+    elif widths == [None]:
+        yield f"{path}.bits: is missing; policy lean needs 1, 2, 4, 8 or 32"
+        return
+    for bits in widths:
+        if bits < 8 and rows % (8 // bits):
             yield (
-                f"{path}.{key}: means nothing with policy lean; "
-                f"got {shown(method[key])}, leave it out"
+                f"{path}.rows_per_block: expected a multiple of {8 // bits}, because a "
+                f"byte holds the {bits}-bit codes of as many rows; got {rows}"
             )
+    projected = method.get("projection_ratio", 1) != 1
+    if projected and not set(method.get("without", ())) & set(COPYING):
+        yield (
+            f"{path}.projection_ratio: lean keeps nothing that could be projected "
+            f"unless `without` names one of {', '.join(COPYING)}"
+        )
+
+
+def _problems_of_pyg(method: Mapping[str, Any], path: str) -> Iterator[str]:
+    technique, bits = method.get("technique", "eager"), method.get("bits")
+    if technique == "quantized_hooks":
+        if bits not in HOOK_BITS:
+            yield (
+                f"{path}.bits: technique quantized_hooks needs one of {HOOK_BITS}, "
+                f"got {shown(bits)}"
+            )
+    elif bits not in (None, NOT_COMPRESSED):
+        yield (
+            f"{path}.bits: belongs to technique quantized_hooks, not to {technique}; "
+            "leave it out"
+        )
+    if technique != "budget" and method.get("memory_budget", 1) != 1:
+        yield (
+            f"{path}.memory_budget: belongs to technique budget, not to {technique}; "
+            "leave it out"
+        )
 
 
 def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
@@ -129,6 +176,7 @@ def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
             for kind in ("models", "methods"):
                 for name in entry.get(kind, ()):
                     yield from _unknown(name, config[kind], kind, f"{path}.{kind}")
+            yield from _problems_of_layer_bits(config, entry, f"{path}.methods")
             for name in entry.get("timed_methods", ()):
                 known = entry["methods"]
                 yield from _unknown(
@@ -144,6 +192,20 @@ def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
                         f"{path}.method: {name!r} compresses nothing that could be "
                         "observed; take a method of 1, 2, 4 or 8 bits"
                     )
+
+
+def _problems_of_layer_bits(
+    config: Mapping[str, Any], entry: Mapping[str, Any], path: str
+) -> Iterator[str]:
+    for name in entry.get("methods", ()):
+        given = len(config["methods"].get(name, {}).get("layer_bits", ()))
+        for model in entry["models"]:
+            layers = config["models"].get(model, {}).get("num_layers")
+            if given and layers and given != layers - 1:
+                yield (
+                    f"{path}: {name!r} has layer_bits for {given} hidden layers, but "
+                    f"model {model!r} has {layers - 1}"
+                )
 
 
 def _unknown(name: str, known: Any, kind: str, path: str) -> Iterator[str]:

@@ -149,7 +149,7 @@ def _spec(
     return RunSpec(
         graph=graph,
         model=ModelSpec(name=model, **config["models"][model]),
-        method=MethodSpec(name=method, **config["methods"][method]),
+        method=MethodSpec.from_json({"name": method, **config["methods"][method]}),
         training=TrainingSpec(**{**entry["training"], "epochs": epochs}),
         seeds=seeds,
         device=config["device"],

@@ -36,6 +36,11 @@ MEMORY_SCALARS = {
     "peak_memory": ("byte", "peak memory of a step above model and data"),
     "resident_memory": ("byte", "memory of model and data"),
 }
+MEASUREMENT_SCALARS = {
+    **MEMORY_SCALARS,
+    "first_step_time": ("s", "time of the first step, compilation included"),
+    "gradient_error": ("1", "relative squared error of the weight gradients"),
+}
 RUN_SCALARS = {
     "test_accuracy": ("1", "test accuracy at the epoch of best validation accuracy"),
     "validation_accuracy": ("1", "best validation accuracy"),
@@ -159,14 +164,14 @@ def measurement_record(
     Args:
         spec_jsons: one RunSpec as JSON per method, in the order of the first axis.
         provenance: plain values, see describe_provenance.
-        scalars: names of MEMORY_SCALARS; what is left out becomes NaN.
+        scalars: names of MEASUREMENT_SCALARS; what is left out becomes NaN.
         epoch_time: one row per method, one column per repeat.
 
     Raises:
         ValueError: if a name is unknown, a shape does not fit, or the specs are not of
             one graph and model.
     """
-    _refuse_unknown(scalars, MEMORY_SCALARS, "scalars")
+    _refuse_unknown(scalars, MEASUREMENT_SCALARS, "scalars")
     specs = [json.loads(text) for text in spec_jsons]
     places = sorted({(spec["graph"], spec["model"]["name"]) for spec in specs})
     if len(places) != 1:
@@ -177,7 +182,7 @@ def measurement_record(
     num_methods, num_repeats = len(specs), np.shape(epoch_time)[-1]
     variables = {
         name: _variable(scalars, name, meaning, {"method": num_methods})
-        for name, meaning in MEMORY_SCALARS.items()
+        for name, meaning in MEASUREMENT_SCALARS.items()
     }
     variables["epoch_time"] = _variable(
         {"epoch_time": epoch_time},

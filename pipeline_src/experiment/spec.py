@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+_TUPLES = ("layer_bits", "without")  # of a method's fields
 MAX_BLOCK_SIZE = 1024  # the published kernels cap a block at this many values
 
 
@@ -43,13 +44,24 @@ class MethodSpec:
     name: str
     label: str  # as figures and tables print it
     # "full": all that PyTorch keeps; "exact": the published layout; "lean": codes of
-    # hidden layers and nothing else (gnn/lean.py)
+    # hidden layers and nothing else (gnn/lean.py); "pyg": PyTorch Geometric's layers
+    # with one of PyTorch's own ways to save memory (gnn/pyg_network.py)
     policy: str
     bits: int = 32  # of one code; 32 means not compressed
     projection_ratio: int = 1  # num_features / num_projected (papers: D/R)
     rows_per_block: int = 1  # projected rows that share one scale (papers: G/R)
     boundaries: str = "even"  # or "clipped_normal"
     max_block_size: int = MAX_BLOCK_SIZE  # values
+    layer_bits: tuple[int, ...] = ()  # lean: of hidden layers 1, 2, ...; () for bits
+    without: tuple[str, ...] = ()  # lean: ideas that are switched off, for ablation
+    technique: str = "eager"  # pyg: how memory is saved
+    memory_budget: float = 1.0  # pyg: share of activations that compilation may keep
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "MethodSpec":
+        """From plain types, where tuples are lists."""
+        tuples = {name: tuple(values[name]) for name in _TUPLES if name in values}
+        return cls(**{**values, **tuples})
 
     @property
     def needs_boundaries(self) -> bool:
@@ -100,6 +112,8 @@ class RunSpec:
         """The specification as nested dicts of plain types, for an attribute."""
         values = asdict(self)
         values["seeds"] = list(self.seeds)
+        for name in _TUPLES:
+            values["method"][name] = list(values["method"][name])
         return values
 
     @classmethod
@@ -109,7 +123,7 @@ class RunSpec:
             **{
                 **values,
                 "model": ModelSpec(**values["model"]),
-                "method": MethodSpec(**values["method"]),
+                "method": MethodSpec.from_json(values["method"]),
                 "training": TrainingSpec(**values["training"]),
                 "seeds": tuple(values["seeds"]),
             }
