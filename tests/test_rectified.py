@@ -8,10 +8,13 @@ import torch
 
 from pipeline_src.quant.noise import row_keys, uniform_pair
 from pipeline_src.quant.rectified import (
+    LEVELS,
     RECTIFIED_BITS,
     Normalization,
-    block_shape,
+    RectifiedCoder,
+    RectifiedSetting,
     encode,
+    side_sums,
 )
 
 SEED = torch.tensor(-77, dtype=torch.int32)
@@ -44,13 +47,20 @@ def rows(num_rows, seed=2):
     return torch.randn(num_rows, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def encoded(y, norm, dropout, bits, rows_per_block=8, seed=SEED, compile="false"):
+def encoded(y, norm, dropout, bits, seed=SEED, boundaries=None, fused=False):
+    """Codes of rows, as one run in blocks of 8, and h before them."""
     h = y.clone()
-    return h, encode(h, norm, seed, dropout, bits, rows_per_block, compile)
+    coder = RectifiedCoder(bits, 8, boundaries)
+    means = side_means(y, norm) if coder.needs_means else None
+    setting = RectifiedSetting(coder, norm, dropout, means, fused)
+    return h, encode(h, seed, 0, setting)
 
 
-def outputs(codes):
-    return torch.cat([h for _, h in codes.outputs()])
+def side_means(y, norm):
+    """Per feature, by definition; 0 where a side is empty."""
+    n, u, _, _ = reference(y, norm, 0.0)
+    of = [torch.where(side, n, torch.nan).nanmean(dim=0) for side in (u <= 0, u > 0)]
+    return torch.stack(of).nan_to_num(0.0)
 
 
 @pytest.mark.parametrize("bits", RECTIFIED_BITS)
@@ -84,28 +94,44 @@ def test_masks_are_exact_for_every_sign_of_weight_and_bias(bits, dropout):
 def test_rounding_stays_on_its_side_of_the_threshold(bits):
     y, norm = rows(400), normalization()
     _, codes = encoded(y, norm, 0.0, bits)
-    estimate = outputs(codes)
+    estimate = codes.output()
     _, u, _, kept = reference(y, norm, 0.0)
     assert torch.all(estimate[~kept] == 0)
     # What rounding to bfloat16 may move the outermost edges by, and an ulp.
     assert torch.all(estimate[kept] >= -(2.0**-20) * (1 + u.abs().max()))
 
 
-def rounding_variance(n, codes, norm):
-    """(n - a)(b - n) between the neighbouring edges a and b of each value."""
-    low, high = (
-        end.double().repeat_interleave(8)[:, None] for end in (codes.low, codes.high)
-    )
+def edges_of_active(codes, norm):
+    """Edges on the active side of each block and feature, (rows, features, levels)."""
+    coder = codes.setting.coder
+    low, high = (end.repeat_interleave(8)[:, None] for end in codes.ends.double())
     threshold = torch.minimum(torch.maximum(norm.threshold.double(), low), high)
-    left = torch.where(n >= threshold, threshold, low)
-    right = torch.where(n >= threshold, high, threshold)
-    width = (right - left) / (2 ** (codes.bits - 1) - 1)
-    fraction = torch.where(width > 0, (n - left) / width, 0.0) % 1
-    return width**2 * fraction * (1 - fraction)
+    end = torch.where(norm.weight >= 0, high, low)
+    steps = LEVELS[coder.bits][1] - 1
+    positions = torch.arange(steps + 1.0)
+    if coder.boundaries is not None:
+        positions = coder.boundaries
+    return threshold[..., None] + (end - threshold)[..., None] * positions / steps
 
 
-@pytest.mark.parametrize("bits", RECTIFIED_BITS)
-def test_estimates_are_unbiased(bits):
+def rounding_variance(n, codes, norm):
+    """|n - a| |b - n| between the neighbouring edges a and b of each active value."""
+    edges = edges_of_active(codes, norm)
+    if (norm.weight < 0).any():
+        edges = torch.where(norm.weight[:, None] < 0, edges.flip(-1), edges)
+    n = n.double()[..., None]
+    index = (n >= edges).sum(dim=-1, keepdim=True).clamp(1, edges.shape[-1] - 1)
+    left, right = edges.gather(-1, index - 1), edges.gather(-1, index)
+    return ((n - left) * (right - n)).clamp(min=0)[..., 0]
+
+
+SOLVED = [None, torch.tensor([0.0, 0.75, 2.0])]
+
+
+@pytest.mark.parametrize(
+    ("bits", "boundaries"), [(2, SOLVED[0]), (2, SOLVED[1]), (4, None), (8, None)]
+)
+def test_estimates_are_unbiased(bits, boundaries):
     """Means over seeds lie within their standard error, for all values at once.
 
     The error is that of the two-point law of each value, not of the sample, which
@@ -119,10 +145,10 @@ def test_estimates_are_unbiased(bits):
     total_product = torch.zeros(WIDTH, dtype=torch.float64)
     for seed in range(repeats):
         seed = torch.tensor(seed, dtype=torch.int32)
-        _, codes = encoded(y, norm, 0.0, bits, seed=seed)
-        total += outputs(codes)
+        _, codes = encoded(y, norm, 0.0, bits, seed=seed, boundaries=boundaries)
+        total += codes.output()
         total_product += codes.gradient_sums(gradient)[1]
-    variance = rounding_variance(n.double(), codes, norm) / repeats
+    variance = rounding_variance(n, codes, norm) / repeats
     bound = -statistics.NormalDist().inv_cdf(1e-6 / (17 * WIDTH) / 2)
     resolution = 3 * 8 * 2.0**-17
 
@@ -137,24 +163,93 @@ def test_estimates_are_unbiased(bits):
     assert torch.all(error <= allowed)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_inactive_side_is_unbiased_from_four_bits(bits):
+    """BatchNorm's term is linear in n: its mean over seeds is that of the exact n."""
+    repeats, y, norm = 600, rows(16), normalization()
+    n = reference(y, norm, 0.0)[0]
+    zero, one = torch.zeros(WIDTH), torch.ones(WIDTH)
+    total = torch.zeros(16, WIDTH, dtype=torch.float64)
+    for seed in range(repeats):
+        seed = torch.tensor(seed, dtype=torch.int32)
+        _, codes = encoded(y, norm, 0.0, bits, seed=seed)
+        moved = torch.zeros(16, WIDTH)
+        codes.backpropagate(moved, zero, one)
+        total -= moved
+    factor = norm.weight * norm.inverse_std
+    # A value's variance is at most a quarter of its bin squared, and bins at most 8.
+    width = 8 / (LEVELS[bits][0] - 1)
+    bound = -statistics.NormalDist().inv_cdf(1e-6 / (16 * WIDTH) / 2)
+    allowed = (bound / 2 / repeats**0.5 + 2.0**-17) * width * factor.abs()
+    assert torch.all(((total / repeats) - n * factor).abs() <= allowed + 2.0**-18)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_a_side_of_one_level_is_given_by_its_mean(bits):
+    """Its sum over nodes is exact, feature by feature."""
+    y, norm = rows(64), normalization()
+    kept = reference(y, norm, 0.0)[3]
+    _, codes = encoded(y, norm, 0.0, bits)
+    moved = torch.zeros(64, WIDTH)
+    codes.backpropagate(moved, torch.zeros(WIDTH), torch.ones(WIDTH))
+    factor = norm.weight * norm.inverse_std
+    expected = torch.where(kept, 0.0, side_means(y, norm)[0])
+    inactive = torch.where(kept, 0.0, -moved)
+    assert torch.allclose(inactive, expected * factor, rtol=0, atol=2.0**-20)
+    if bits == 1:
+        affine = side_means(y, norm)[1] * norm.weight + norm.bias
+        estimate = codes.output()
+        assert torch.allclose(estimate, torch.where(kept, affine, 0.0), atol=2.0**-20)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_sums_of_either_side(fused):
+    """Count and sum of n, inactive and active, as sums of float32 terms below 8."""
+    y, norm = rows(96), normalization()
+    n, u, _, _ = reference(y, norm, 0.0)
+    sides = [(u <= 0).float(), (u > 0).float()]
+    expected = [term.sum(dim=0) for side in sides for term in (side, side * n)]
+    found = side_sums(y, norm, 8, fused)
+    assert torch.allclose(found, torch.stack(expected), rtol=0, atol=96 * 8 * 2.0**-23)
+
+
 @pytest.mark.parametrize("bits", RECTIFIED_BITS)
 def test_bytes_kept(bits):
     _, codes = encoded(rows(640), normalization(), 0.5, bits)
     assert codes.packed.nbytes == 640 * WIDTH * bits // 8
-    assert codes.low.nbytes == codes.high.nbytes == 2 * 640 // 8
+    if bits == 1:
+        assert codes.ends is None
+    else:
+        assert codes.ends.nbytes == 2 * 2 * 640 // 8
 
 
-def test_compiled_equals_plain_to_the_bit():
+@pytest.mark.parametrize("bits", RECTIFIED_BITS)
+def test_runs_of_rows_give_the_codes_of_all_rows(bits):
+    """Noise belongs to a row, whichever run it is coded in."""
+    y, norm = rows(96), normalization()
+    h, whole = encoded(y, norm, 0.3, bits)
+    parts, codes = y.clone(), []
+    for run in (slice(0, 40), slice(40, 96)):
+        codes.append(encode(parts[run], SEED, run.start, whole.setting))
+    assert torch.equal(parts, h)
+    assert torch.equal(torch.cat([one.packed for one in codes]), whole.packed)
+    outputs = torch.cat([one.output() for one in codes])
+    assert torch.equal(outputs, whole.output())
+
+
+@pytest.mark.parametrize(("bits", "boundaries"), [(1, None), (2, SOLVED[1]), (4, None)])
+def test_compiled_equals_plain_to_the_bit(bits, boundaries):
     """But for sums over rows, whose order is the compiler's: 96 terms below 20."""
     y, norm = rows(96), normalization()
     gradient, sums = rows(96, seed=3), rows(2, seed=4)
     results, totals = [], []
-    for compile in ("false", "true"):
-        h, codes = encoded(y, norm, 0.3, 2, compile=compile)
-        totals.append(torch.stack(codes.gradient_sums(gradient)))
+    for fused in (False, True):
+        h, codes = encoded(y, norm, 0.3, bits, boundaries=boundaries, fused=fused)
+        totals.append(codes.gradient_sums(gradient))
         moved = gradient.clone()
         codes.backpropagate(moved, *sums)
-        results.append((h, codes.packed, codes.low, codes.high, moved, outputs(codes)))
+        ends = codes.packed if codes.ends is None else codes.ends
+        results.append((h, codes.packed, ends, moved, codes.output()))
     for plain, fused in zip(*results, strict=True):
         assert torch.equal(plain, fused)
     assert torch.allclose(*totals, rtol=0, atol=96 * 2.0**-24 * 96 * 20)
@@ -165,18 +260,22 @@ def test_a_value_that_is_not_finite_marks_its_block(bad):
     y = rows(24)
     y[9, 3] = bad
     _, codes = encoded(y, normalization(), 0.0, 2)
-    finite = torch.isfinite(codes.high - codes.low)
-    assert finite.tolist() == [True, False, True]
+    assert not codes.is_finite
+    assert torch.isfinite(codes.ends).all(dim=0).tolist() == [True, False, True]
+    _, codes = encoded(rows(24), normalization(), 0.0, 2)
+    assert codes.is_finite
 
 
 @pytest.mark.parametrize(
-    ("bits", "rows_per_block", "message"),
+    ("arguments", "message"),
     [
-        (1, 8, r"bits must be one of \(2, 4, 8\) .* got 1"),
-        (2, 6, "rows_per_block must be a multiple of 4 at 2 bits.* got 6"),
-        (4, 0, "rows_per_block must be a multiple of 2 at 4 bits.* got 0"),
+        ((3, 8), r"bits must be one of \(1, 2, 4, 8\), got 3"),
+        ((2, 6), "rows_per_block must be a multiple of 4 at 2 bits.* got 6"),
+        ((4, 0), "rows_per_block must be a multiple of 2 at 4 bits.* got 0"),
+        ((2, 8, torch.tensor([0.0, 1.0, 2.0, 3.0])), "2 bins must be 3 values, got 4"),
+        ((2, 8, torch.tensor([0.0, 2.0, 2.0])), "increase strictly from 0 to 2, got"),
     ],
 )
-def test_what_cannot_be_packed_is_refused(bits, rows_per_block, message):
+def test_what_cannot_be_packed_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        block_shape(24, WIDTH, bits, rows_per_block)
+        RectifiedCoder(*arguments)

@@ -11,29 +11,35 @@ import numpy as np
 from pipeline_src.experiment.records import FilePath, read_dataset
 
 
-def read_boundaries(path: FilePath) -> Callable[[int, int], tuple[float, ...]]:
-    """Read solved boundaries and return a function from (bits, block size) to them.
+def read_boundaries(path: FilePath) -> Callable[[int, int, bool], tuple[float, ...]]:
+    """Read solved boundaries; return a function of bits, block size, and sidedness.
 
-    The function returns 2**bits boundaries in bin units, first 0 and last 2**bits - 1.
-    A block size outside the table takes the nearest one in it; below 4 values per block
-    a block holds little but its two extremes, and the boundaries are even.
+    The function returns boundaries in bin units: 2**bits of them from 0 to 2**bits - 1
+    or, if sided, those of one side of ReLU's threshold (quant/rectified.py). A block
+    size outside the table takes the nearest one in it; below 4 values per block a block
+    holds little but its two extremes, and the boundaries are even.
 
     Raises:
         ValueError: (from the function) if bits are not in the table.
     """
     table = read_dataset(path)
-    tabulated_bits = [int(bits) for bits in table["bits"].values]
     block_sizes = table["block_size"].values
-    boundaries = table["boundaries"].transpose("bits", "block_size", "level").values
+    edges = {
+        (int(bits), sided): table[name].sel(bits=bits).values
+        for sided, name in ((False, "boundaries"), (True, "sided_boundaries"))
+        for bits in table["bits"].values
+    }
+    known = {key: rows for key, rows in edges.items() if np.isfinite(rows).any()}
 
-    def boundaries_of(bits: int, block_size: int) -> tuple[float, ...]:
-        if bits not in tabulated_bits:
-            raise ValueError(f"bits must be one of {tabulated_bits}, got {bits}")
-        num_levels = 2**bits
+    def boundaries_of(bits: int, block_size: int, sided: bool) -> tuple[float, ...]:
+        if (bits, sided) not in known:
+            tabulated = [width for width, side in known if side == sided]
+            raise ValueError(f"bits must be one of {tabulated}, got {bits}")
+        rows = known[bits, sided]
+        row = rows[int(np.abs(block_sizes - block_size).argmin())]
+        row = row[np.isfinite(row)]
         if block_size < 4:
-            return tuple(float(level) for level in range(num_levels))
-        nearest = int(np.abs(block_sizes - block_size).argmin())
-        row = boundaries[tabulated_bits.index(bits), nearest, :num_levels]
+            return tuple(float(level) for level in range(len(row)))
         return tuple(float(boundary) for boundary in row)
 
     return boundaries_of

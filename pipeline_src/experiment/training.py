@@ -30,16 +30,17 @@ from pipeline_src.experiment.meters import (
     measure_memory,
     resident_bytes,
 )
-from pipeline_src.experiment.spec import MethodSpec, RunSpec
+from pipeline_src.experiment.spec import MethodSpec, ModelSpec, RunSpec
 from pipeline_src.gnn.graphs import Graph
 from pipeline_src.gnn.lean import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork, Keep
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.quant.projection import count_projected
+from pipeline_src.quant.rectified import RectifiedCoder
 
-# (bits, block size) -> boundaries in bin units
-BoundariesOf = Callable[[int, int], tuple[float, ...]]
+# (bits, block size, of one side of ReLU?) -> boundaries in bin units
+BoundariesOf = Callable[[int, int, bool], tuple[float, ...]]
 
 LOG_LOSS_OFFSET = 1 - math.log(2)  # of the log cross entropy, EXACT's training script
 PROGRESS_REPORTS = 10  # per training
@@ -128,7 +129,14 @@ class Trainer:
             batch_norm=model.batch_norm,
             keep=keep or keep_of(spec.method, boundaries_of, compile, self.device),
             compile=compile,
-            lean=lean_of(spec.method, compile),
+            lean=lean_of(
+                spec.method,
+                model,
+                graph.num_features,
+                boundaries_of,
+                compile,
+                self.device,
+            ),
         ).to(self.device)
         self.aggregation = self.model.aggregation(graph.adjacency)
         self.optimizer = torch.optim.Adam(
@@ -203,29 +211,85 @@ def keep_of(
     """
     if method.policy != "exact":
         return None
+    solved = _solved_boundaries(method, boundaries_of)
+
+    def keep(name: str, width: int, may_project: bool) -> Compressor:
+        ratio = method.projection_ratio if may_project else 1
+        size = block_size(count_projected(width, ratio), method)
+        boundaries = solved(method.bits, size, False)
+        return Compressor(method.bits, size, ratio, boundaries, compile).to(device)
+
+    return keep
+
+
+def lean_of(
+    method: MethodSpec,
+    model: ModelSpec,
+    num_features: int,
+    boundaries_of: BoundariesOf | None,
+    compile: str,
+    device: torch.device,
+) -> LeanRecipe | None:
+    """How a method with policy lean keeps hidden layers; None for other policies.
+
+    Raises:
+        ValueError: if the method needs solved boundaries and none are given.
+    """
+    if method.policy != "lean":
+        return None
+    num_hidden = model.num_layers - 1
+    layer_bits = method.layer_bits or (method.bits,) * num_hidden
+    solved = _solved_boundaries(method, boundaries_of)
+    sided = "sided_codes" not in method.without
+    size = method.rows_per_block * model.hidden
+    coders: list[Compressor | RectifiedCoder] = []
+    for bits in layer_bits:
+        boundaries = solved(bits, size, sided and bits != 32)
+        if sided and bits != 32:
+            coder = RectifiedCoder(bits, method.rows_per_block, boundaries)
+            coders.append(coder.to(device))
+        else:
+            compressor = Compressor(bits, size, 1, boundaries, compile)
+            coders.append(compressor.to(device))
+    copies = []
+    if method.without:
+        widths = [num_features, *(model.hidden for _ in range(num_hidden))]
+        # A copy takes the bits of the layer it lies behind; the first, of the first.
+        bits_of_copies = [*layer_bits[:1], *layer_bits] or [method.bits]
+        copies = [
+            Compressor(
+                bits,
+                method.rows_per_block * count_projected(width, method.projection_ratio),
+                method.projection_ratio,
+                compile=compile,
+            )
+            for bits, width in zip(bits_of_copies, widths, strict=True)
+        ]
+    return LeanRecipe(
+        tuple(coders),
+        method.rows_per_block,
+        tuple(copies),
+        frozenset(method.without),
+        compile,
+    )
+
+
+def _solved_boundaries(
+    method: MethodSpec, boundaries_of: BoundariesOf | None
+) -> Callable[[int, int, bool], Tensor | None]:
+    """Boundaries as a tensor, for (bits, block size, sided); None for even ones."""
     if method.needs_boundaries and boundaries_of is None:
         raise ValueError(
             f"method {method.name} reads its boundaries from the solver's table; pass "
             "boundaries_of=read_boundaries(path)"
         )
 
-    def keep(name: str, width: int, may_project: bool) -> Compressor:
-        ratio = method.projection_ratio if may_project else 1
-        size = block_size(count_projected(width, ratio), method)
-        boundaries = None
-        if method.needs_boundaries and boundaries_of is not None:
-            boundaries = torch.tensor(boundaries_of(method.bits, size))
-        compressor = Compressor(method.bits, size, ratio, boundaries, compile)
-        return compressor.to(device)
+    def solved(bits: int, block_size: int, sided: bool) -> Tensor | None:
+        if not method.needs_boundaries or boundaries_of is None or bits in (1, 32):
+            return None
+        return torch.tensor(boundaries_of(bits, block_size, sided))
 
-    return keep
-
-
-def lean_of(method: MethodSpec, compile: str) -> LeanRecipe | None:
-    """How a method with policy lean keeps hidden layers; None for other policies."""
-    if method.policy != "lean":
-        return None
-    return LeanRecipe(method.bits, method.rows_per_block, compile)
+    return solved
 
 
 def block_size(width: int, method: MethodSpec) -> int:

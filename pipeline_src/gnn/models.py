@@ -173,8 +173,7 @@ class GraphNetwork(nn.Module):
         if keep is not None:
             self._plan(keep, widths)
         if lean is not None:
-            hidden_layers = range(1, num_layers)
-            self.activation_names = [f"layer{i}.codes" for i in hidden_layers]
+            self.activation_names = lean.names(num_layers, layer == "sage")
         flags = torch.ones(len(self.activation_names), dtype=torch.bool)
         self.register_buffer("finite", flags, persistent=False)
 

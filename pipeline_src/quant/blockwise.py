@@ -27,6 +27,7 @@ words, as with blocks of 63 values, neighbouring blocks share words: a *packet* 
 smallest run of blocks that fills words.
 """
 
+import itertools
 import math
 
 import torch
@@ -55,6 +56,25 @@ def check_blocks(bits: int, block_size: int) -> None:
         raise ValueError(f"bits must be one of {PACKABLE_BITS}, got {bits}")
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
+
+
+def check_boundaries(boundaries: Tensor, num_bins: int) -> None:
+    """Refuse edges that are not those of num_bins bins, in bin units.
+
+    Raises:
+        ValueError: if they do not increase from 0 to num_bins.
+    """
+    given = boundaries.tolist()
+    if len(given) != num_bins + 1:
+        raise ValueError(
+            f"boundaries of {num_bins} bins must be {num_bins + 1} values, "
+            f"got {len(given)}"
+        )
+    increasing = all(a < b for a, b in itertools.pairwise(given))
+    if not increasing or given[0] != 0.0 or given[-1] != num_bins:
+        raise ValueError(
+            f"boundaries must increase strictly from 0 to {num_bins}, got {given}"
+        )
 
 
 def blocks_per_packet(bits: int, block_size: int) -> int:
@@ -167,7 +187,7 @@ def _compress(
                 noise = noise_of_next
             position = (x[:, block, j] - zero_point[:, block]) * inverse_scale[:, block]
             if boundaries is not None:
-                position = _even_position(position, boundaries, num_bins)
+                position = even_position(position, boundaries, num_bins)
             code = torch.clamp((position + noise).to(torch.int32), 0, num_bins)
             packed = packed | (code << (bits * (block * num_codes + j)))
     return (
@@ -191,7 +211,7 @@ def _decompress(
     shift = (shift * bits).view(1, num_blocks, num_codes, 1)
     words = packed.to(torch.int32).view(num_packets, 1, 1, num_words)
     code = (words >> shift) & (2**bits - 1)
-    level = _look_up(boundaries, code)
+    level = look_up(boundaries, code)
     zero_point = zero_point.to(torch.float32)[:, :, None, None]
     return level * scale.to(torch.float32)[:, :, None, None] + zero_point
 
@@ -217,7 +237,7 @@ def round_up(x: Tensor) -> Tensor:
     return torch.where(x == x, rounded, x)
 
 
-def _even_position(position: Tensor, boundaries: Tensor, num_bins: int) -> Tensor:
+def even_position(position: Tensor, boundaries: Tensor, num_bins: int) -> Tensor:
     """Map positions so that bin i becomes the interval from i to i + 1.
 
     A piecewise linear map keeps the fraction of the way through a bin, which is the
@@ -242,8 +262,11 @@ def _even_position(position: Tensor, boundaries: Tensor, num_bins: int) -> Tenso
     return index.to(torch.float32) + (position - edge) / (boundaries[index + 1] - edge)
 
 
-def _look_up(boundaries: Tensor | None, code: Tensor) -> Tensor:
-    """boundaries[code], by selection where the table is short: it vectorizes."""
+def look_up(boundaries: Tensor | None, code: Tensor) -> Tensor:
+    """boundaries[code], by selection where the table is short: it vectorizes.
+
+    None stands for even boundaries.
+    """
     if boundaries is None:
         return code.to(torch.float32)
     if boundaries.numel() > _MAX_COMPARED_LEVELS:

@@ -20,6 +20,9 @@ an edge is rounded without error, so the two ends add nothing to V. The authors'
 evaluates a fitted polynomial for 2 bits; here the minimum itself is found, for every
 number of bits.
 
+Codes that know their side of ReLU (quant/rectified.py) have an edge at the threshold,
+so each side is solved for itself: half of the same normal law, from middle to end.
+
 Edges are solved by Gauss-Legendre quadrature of the two integrals above, not by
 differences of truncated moments: at 8 bits and 4 values per block a bin is 1/190 of a
 standard deviation wide, and such differences would leave an error of 5e-11 bins where
@@ -33,6 +36,8 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 PACKABLE_BITS = (1, 2, 4, 8)
+# bits -> levels on a side that is rounded at random (quant/rectified.py)
+SIDED_LEVELS = {2: 3, 4: 8, 8: 128}
 # Below 3 values per block the two ends would gather all the mass.
 SMALLEST_BLOCK = 3
 
@@ -62,11 +67,7 @@ class ClippedNormal:
     def __post_init__(self) -> None:
         """Refuse what has no such law."""
         _check_bits(self.bits)
-        if np.min(self.block_size) < SMALLEST_BLOCK:
-            raise ValueError(
-                f"block_size must be at least {SMALLEST_BLOCK} for a clipped normal, "
-                f"got {np.min(self.block_size)}; use even boundaries for such blocks"
-            )
+        _check_block_size(self.block_size)
 
     @property
     def num_bins(self) -> int:
@@ -96,6 +97,55 @@ class ClippedNormal:
         return np.clip(self.mean + self.std * ndtri(probability), 0, self.num_bins)
 
 
+@dataclass(frozen=True)
+class SidedNormal:
+    """Law of the positions on one side of ReLU's threshold: half of a normal law.
+
+    Positions run from 0 at the threshold to num_bins at the block's end. Only the half
+    counts: moments are of one value of the block, on whichever side it lies.
+
+    # ASSUME: the threshold is the mean of the normalised values, as with a new
+    # BatchNorm; training may move it.
+
+    Args:
+        block_size: values per block, both sides together, at least 3; one number or
+            an array of them.
+        bits: width of one code, one of SIDED_LEVELS.
+
+    >>> law = SidedNormal(block_size=1024, bits=2)
+    >>> law.num_bins, round(float(law.std), 4)
+    (2, 0.6457)
+    """
+
+    block_size: int | np.ndarray
+    bits: int
+
+    def __post_init__(self) -> None:
+        """Refuse what has no such law."""
+        if self.bits not in SIDED_LEVELS:
+            known = tuple(SIDED_LEVELS)
+            raise ValueError(
+                f"bits must be one of {known}, because one bit has no edge inside a "
+                f"side; got {self.bits}"
+            )
+        _check_block_size(self.block_size)
+
+    @property
+    def num_bins(self) -> int:
+        """Bins of one side."""
+        return SIDED_LEVELS[self.bits] - 1
+
+    @property
+    def mean(self) -> float:
+        """Where the whole law has its middle: at the threshold."""
+        return 0.0
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation of the whole law in bin units, like block_size."""
+        return -self.num_bins / ndtri(1.0 / np.asarray(self.block_size))
+
+
 def even_boundaries(bits: int) -> np.ndarray:
     """Boundaries 0, 1, ..., num_bins: best for positions spread uniformly."""
     _check_bits(bits)
@@ -104,7 +154,7 @@ def even_boundaries(bits: int) -> np.ndarray:
 
 def rounding_variance(
     boundaries: np.ndarray,  # (..., num_levels) bin units, increasing 0 to num_bins
-    law: ClippedNormal,  # of one block size, or of one per leading index
+    law: ClippedNormal | SidedNormal,  # of one block size, or of one per leading index
 ) -> np.ndarray:
     """Mean variance that stochastic rounding adds, in squared bin units.
 
@@ -162,29 +212,36 @@ def solve_boundaries(
     [[0.0, 1.05, 1.95, 3.0]]
     """
     law = ClippedNormal(np.atleast_1d(np.asarray(block_size)), bits)
-    num_bins, std = law.num_bins, law.std
-    num_unknown = (num_bins - 1) // 2
-    # Edges lie along axis 0 here: each step of the elimination is then one row.
+    num_unknown = (law.num_bins - 1) // 2
     half = _compander(law)[: num_unknown + 1]
-    for _ in range(_MAX_STEPS):
-        if num_unknown == 0:
-            break
+    if num_unknown:
         # Up to the mirror image of the last unknown edge.
-        edges = np.vstack([half, num_bins - half[-1:]])
-        step = _newton_step(edges, law)
-        size = np.abs(step).max()
-        # A Newton step may not take more than 0.9 of any bin away.
-        shrink = -np.diff(np.vstack([np.zeros_like(std), step, -step[-1:]]), axis=0)
-        worst = (shrink / np.diff(edges, axis=0)).max(axis=0)
-        half[1:] += step * np.where(worst > 0.9, 0.9 / np.maximum(worst, 0.9), 1.0)
-        if size < _STEP_TOLERANCE:
-            break
-    else:
-        raise RuntimeError(
-            f"boundaries for bits={bits} did not converge in {_MAX_STEPS} steps: "
-            f"the last one still moved an edge by {size:.1e} bins"
-        )
-    return np.vstack([half, num_bins - half[::-1]]).T
+        edges = np.vstack([half, law.num_bins - half[-1:]])
+        half = _minimize(edges, law, mirrored=True)[:-1]
+    return np.vstack([half, law.num_bins - half[::-1]]).T
+
+
+def solve_sided_boundaries(
+    bits: int,
+    block_size: np.ndarray,  # (num_sizes,) int, at least 3
+) -> np.ndarray:
+    """Boundaries of least rounding variance under SidedNormal(block_size, bits).
+
+    As solve_boundaries, but the law is not symmetric: all inner edges are unknown.
+
+    Returns:
+        (num_sizes, levels) float64, bin units: first column 0, the threshold; last
+        num_bins, the end of the block.
+
+    Raises:
+        ValueError: for bits without inner edges or a block below 3 values.
+        RuntimeError: if Newton's method does not converge.
+
+    >>> solve_sided_boundaries(2, np.array([1024])).round(4).tolist()
+    [[0.0, 0.7313, 2.0]]
+    """
+    law = SidedNormal(np.atleast_1d(np.asarray(block_size)), bits)
+    return _minimize(_half_compander(law), law, mirrored=False).T
 
 
 def solve_observed_boundaries(
@@ -241,6 +298,49 @@ def _check_bits(bits: int) -> None:
         raise ValueError(f"bits must be one of {PACKABLE_BITS}, got {bits}")
 
 
+def _check_block_size(block_size: int | np.ndarray) -> None:
+    if np.min(block_size) < SMALLEST_BLOCK:
+        raise ValueError(
+            f"block_size must be at least {SMALLEST_BLOCK} for a clipped normal, "
+            f"got {np.min(block_size)}; use even boundaries for such blocks"
+        )
+
+
+def _minimize(
+    edges: np.ndarray,  # (num_edges, num_sizes): all but the first and last may move
+    law: ClippedNormal | SidedNormal,
+    mirrored: bool,  # whether the last edge is the mirror image of the one before it
+) -> np.ndarray:
+    """Edges of least variance, by Newton's method from a start."""
+    # Edges lie along axis 0: each step of the elimination is then one row.
+    edges = edges.copy()
+    first = last = np.zeros_like(law.std)[None]
+    for _ in range(_MAX_STEPS):
+        step = _newton_step(edges, law, mirrored)
+        if mirrored:
+            last = -step[-1:]
+        step = np.vstack([first, step, last])
+        size = np.abs(step).max()
+        # A Newton step may not take more than 0.9 of any bin away.
+        worst = (-np.diff(step, axis=0) / np.diff(edges, axis=0)).max(axis=0)
+        edges += step * np.where(worst > 0.9, 0.9 / np.maximum(worst, 0.9), 1.0)
+        if size < _STEP_TOLERANCE:
+            return edges
+    raise RuntimeError(
+        f"boundaries for bits={law.bits} did not converge in {_MAX_STEPS} steps: "
+        f"the last one still moved an edge by {size:.1e} bins"
+    )
+
+
+def _half_compander(law: SidedNormal) -> np.ndarray:
+    """As _compander, on one side of the middle."""
+    wide = np.sqrt(3) * law.std
+    share = np.linspace(0, 1, law.num_bins + 1)[:, None]
+    edges = wide * ndtri(0.5 + share * (ndtr(law.num_bins / wide) - 0.5))
+    edges[0], edges[-1] = 0.0, law.num_bins
+    return edges
+
+
 def _compander(law: ClippedNormal) -> np.ndarray:
     """Edges with p**(1/3) of them per unit, (num_levels, num_sizes) bin units.
 
@@ -255,8 +355,9 @@ def _compander(law: ClippedNormal) -> np.ndarray:
 
 
 def _newton_step(
-    edges: np.ndarray,  # (num_unknown + 2, num_sizes): 0, unknowns, mirror of the last
-    law: ClippedNormal,
+    edges: np.ndarray,  # (num_unknown + 2, num_sizes)
+    law: ClippedNormal | SidedNormal,
+    mirrored: bool,
 ) -> np.ndarray:
     """Step of the unknown edges towards dV/db = 0, (num_unknown, num_sizes).
 
@@ -267,8 +368,8 @@ def _newton_step(
     density = np.exp(-(z**2) / 2) / (np.sqrt(2 * np.pi) * law.std)
     slope = from_lower[:-1] - from_upper[1:]
     diagonal = density * (edges[2:] - edges[:-2])
-    # The last unknown pushes its own mirror image, which is its upper neighbour.
-    diagonal[-1] += mass[-1]
+    if mirrored:  # the last unknown pushes its own image, which is its upper neighbour
+        diagonal[-1] += mass[-1]
     for row in range(1, len(slope)):
         factor = mass[row] / diagonal[row - 1]
         diagonal[row] -= factor * mass[row]
@@ -281,7 +382,7 @@ def _newton_step(
 
 def _bin_moments(
     edges: np.ndarray,  # (num_bins + 1, num_sizes) bin units
-    law: ClippedNormal,
+    law: ClippedNormal | SidedNormal,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per bin [a, c]: integrals of p, of (x - a) p and of (c - x) p."""
     half_width = np.diff(edges, axis=0) / 2

@@ -5,7 +5,6 @@ is what is kept for backward, with everything needed to read it. Backward consul
 nothing else, so two layers may differ and a changed setting cannot break a gradient.
 """
 
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from pipeline_src.quant.blockwise import (
     PACKABLE_BITS,
     check_blocks,
+    check_boundaries,
     compress_blocks,
     decompress_blocks,
 )
@@ -46,7 +46,7 @@ class Compressor:
             )
         check_blocks(self.bits, self.block_size)
         if self.boundaries is not None:
-            _check_boundaries(self.boundaries, self.bits)
+            check_boundaries(self.boundaries, 2**self.bits - 1)
 
     def to(self, device: torch.device) -> "Compressor":
         """The same recipe with its boundaries on a device."""
@@ -131,18 +131,3 @@ class CompressedActivation:
         if self.compressor.projection_ratio > 1:
             product = unproject(product, self.tensors[-1], self.num_features)
         return product
-
-
-def _check_boundaries(boundaries: Tensor, bits: int) -> None:
-    num_bins = 2**bits - 1
-    given = boundaries.tolist()
-    if len(given) != num_bins + 1:
-        raise ValueError(
-            f"boundaries for {bits} bits must be {num_bins + 1} values, "
-            f"got {len(given)}"
-        )
-    increasing = all(a < b for a, b in itertools.pairwise(given))
-    if not increasing or given[0] != 0.0 or given[-1] != num_bins:
-        raise ValueError(
-            f"boundaries must increase strictly from 0 to {num_bins}, got {given}"
-        )

@@ -38,9 +38,10 @@ def mix(
 def row_keys(
     seed: Tensor,  # () int32
     num_rows: int,
+    first: int = 0,
 ) -> Tensor:
-    """One int32 key per row, shaped (num_rows,); the same for the same seed."""
-    rows = torch.arange(num_rows, dtype=torch.int32, device=seed.device)
+    """One int32 key for each row from `first` on, shaped (num_rows,)."""
+    rows = torch.arange(first, first + num_rows, dtype=torch.int32, device=seed.device)
     # Mixing the seed first keeps seeds that differ in few bits from sharing keys
     # in another order, which (row ^ seed) alone would do.
     return mix(rows + mix(seed))

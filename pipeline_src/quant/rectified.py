@@ -7,41 +7,53 @@ Between two convolutions stand BatchNorm, ReLU and Dropout,
 Backward needs n (BatchNorm), the signs of u (ReLU), the mask m (Dropout) and h, the
 input of the next convolution. All four come from one code per value:
 
-* The highest bit of a code says on which side of the threshold t = -bias / weight the
-  value lies, so the sign of u is exact and costs nothing extra.
-* The other bits round n at random, without bias, between even edges on its own side:
-  from the block's minimum to t, or from t to its maximum. Rounding never crosses t.
+* A code says on which side of ReLU's threshold t = -bias / weight the value lies, so
+  the sign of u is exact and costs nothing extra.
+* On its side, n is rounded at random, without bias, to one of a few edges between t
+  and the block's minimum or maximum. Rounding never crosses t.
 * m is noise of (seed, row, feature), drawn again wherever it is needed.
 * h is a function of n, u > 0 and m. Since the latter two are exact, the estimate of h
   is as unbiased as that of n.
 
+How many levels a side gets is not even. h needs n on the active side only, and its
+rounding error is most of the gradient's; behind ReLU n enters the gradient through one
+term of BatchNorm, multiplied by a mean over all nodes. So with two bits three of the
+four codes are active and one says "inactive", which stands for the mean of that side
+over all nodes, feature by feature: exact in the sum, and no longer random. With one bit
+either side is given by its mean, and h is biased. From four bits on the sides share the
+codes evenly and everything is unbiased.
+
 The threshold belongs to a feature and is known from the layer's parameters; minimum
 and maximum belong to a block of whole rows and are kept in bfloat16, rounded outwards.
-Where weight is 0 all values of a feature share a sign, and the threshold moves to the
-block's end so that both edges remain useful.
+A threshold beyond the block's end moves to that end, so that the edges remain useful.
 
 A byte holds the codes of 8 / bits consecutive rows at one feature, so all kernels run
-along features, which are contiguous in activations and in codes alike. They take runs
-of blocks, and results overwrite their input run by run: a compiler left to itself
-would hold a second tensor of the full size.
+along features, which are contiguous in activations and in codes alike. They take a run
+of blocks at a time and the caller lets results overwrite their input run by run: a
+compiler left to itself would hold a second tensor of the full size.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline_src.quant.blockwise import round_down
-from pipeline_src.quant.fusion import fuse, fusion_pays
+from pipeline_src.quant.blockwise import (
+    check_boundaries,
+    even_position,
+    look_up,
+    round_down,
+)
+from pipeline_src.quant.fusion import fuse
 from pipeline_src.quant.noise import row_keys, uniform_pair
 
-RECTIFIED_BITS = (2, 4, 8)  # one for the side, at least one to round
+# bits -> levels of the inactive and of the active side
+LEVELS = {1: (1, 1), 2: (1, 3), 4: (8, 8), 8: (128, 128)}
+RECTIFIED_BITS = tuple(LEVELS)
 
 
-@dataclass(frozen=True, eq=False)
-class Normalization:
+class Normalization(NamedTuple):
     """What maps y to u; each tensor (num_features,) float32."""
 
     mean: Tensor
@@ -55,58 +67,98 @@ class Normalization:
         always = torch.where(self.bias > 0, -torch.inf, torch.inf)
         return torch.where(self.weight == 0, always, -self.bias / self.weight)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """In the order in which the kernels take them."""
-        return (
-            self.mean,
-            self.inverse_std,
-            self.weight,
-            self.bias,
-            self.threshold,
-        )
+
+@dataclass(frozen=True, eq=False)
+class RectifiedCoder:
+    """Recipe for the codes of one layer.
+
+    Raises:
+        ValueError: if bits is not one of RECTIFIED_BITS, rows_per_block cannot be
+            packed, or boundaries do not increase from 0 to the number of bins.
+    """
+
+    bits: int
+    rows_per_block: int
+    # Of one side, from the threshold outwards, (active levels,) float32 in bin units;
+    # None = even.
+    boundaries: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in LEVELS:
+            raise ValueError(f"bits must be one of {RECTIFIED_BITS}, got {self.bits}")
+        per_byte = 8 // self.bits
+        if self.rows_per_block < 1 or self.rows_per_block % per_byte:
+            raise ValueError(
+                f"rows_per_block must be a multiple of {per_byte} at {self.bits} bits, "
+                f"because a byte holds the codes of {per_byte} rows; got "
+                f"{self.rows_per_block}"
+            )
+        if self.boundaries is not None:
+            check_boundaries(self.boundaries, LEVELS[self.bits][1] - 1)
+
+    @property
+    def needs_means(self) -> bool:
+        """True where a side has one level, which stands for the mean of that side."""
+        return LEVELS[self.bits][0] == 1
+
+    def to(self, device: torch.device) -> "RectifiedCoder":
+        """The same recipe with its boundaries on a device."""
+        if self.boundaries is None:
+            return self
+        return replace(self, boundaries=self.boundaries.to(device))
 
 
-RUN_VALUES = 2**21  # that a kernel takes at once on a CPU: 8 MiB, a share of its cache
-RUN_VALUES_ON_GPU = 2**23  # 32 MiB: fills a GPU, and little beside the activations
+class RectifiedSetting(NamedTuple):
+    """How the runs of one layer are coded in one step."""
+
+    coder: RectifiedCoder
+    normalization: Normalization
+    dropout: float  # probability that a value is dropped; 0 if not dropped here
+    side_means: Tensor | None  # (2, num_features): inactive, active; if needed
+    fused: bool  # run compiled kernels
+
+
+class _Stored(NamedTuple):
+    """A run of codes with all that reading them takes; what kernels get."""
+
+    packed: Tensor  # (blocks, bytes along rows, features) uint8
+    ends: Tensor | None  # (2, blocks) bfloat16, normalised units; None with one bit
+    keys: Tensor  # (blocks, bytes, codes of a byte, 1) int32, of the noise
+    dropout: Tensor  # () float32
+    normalization: Normalization
+    threshold: Tensor  # (features,)
+    boundaries: Tensor | None
+    side_means: Tensor | None
+    bits: int
 
 
 @dataclass(frozen=True, eq=False)
 class RectifiedCodes:
-    """What is kept of BatchNorm, ReLU and Dropout together."""
+    """What is kept of BatchNorm, ReLU and Dropout for a run of rows."""
 
     packed: Tensor  # (num_blocks, bytes along rows, num_features) uint8
-    low: Tensor  # (num_blocks,) bfloat16, normalised units
-    high: Tensor  # (num_blocks,) bfloat16, normalised units
+    ends: Tensor | None  # (2, num_blocks) bfloat16: minimum and maximum of n
     seed: Tensor  # () int32: of rounding and Dropout
-    normalization: Normalization
-    dropout: float
-    bits: int
-    compile: str
+    first_row: int  # of the run, among all rows that share the seed
+    setting: RectifiedSetting
 
     @property
-    def num_rows(self) -> int:
-        """Rows of the blocks, padding counted."""
-        return self._shape[:3].numel()
-
-    def _runs(self) -> list[tuple[int, int]]:
-        """Runs of blocks that the kernels take, as (first, last + 1)."""
-        return _runs(self.packed.shape[0], self._shape[1:].numel(), self.low.device)
+    def is_finite(self) -> Tensor:
+        """() bool on the device: False where the run held NaN or infinity."""
+        ends = self.setting.side_means if self.ends is None else self.ends
+        assert ends is not None, "one bit has means, more bits have ends"
+        return torch.isfinite(ends).all()
 
     def gradient_sums(
         self,
         gradient: Tensor,  # (num_rows, num_features): of h; padding rows are 0
-    ) -> tuple[Tensor, Tensor]:
-        """Sums over rows of the gradient of u, and of that times n.
+    ) -> Tensor:
+        """Sums over rows of the gradient of u, and of that times n: (2, num_features).
 
-        They are the gradients of BatchNorm's bias and weight, (num_features,) each.
+        They are the gradients of BatchNorm's bias and weight.
         """
-        blocks, keys = gradient.view(self._shape), _keys(self.seed, self._shape)
-        kernel = _gradient_sums_fused if self._fused else _gradient_sums
-        sums = torch.zeros(2, self._shape[3], device=gradient.device)
-        for run in self._runs():
-            part = blocks[run[0] : run[1]]
-            sums += kernel(part, *self._arguments(run, keys)).sum(dim=1)
-        return sums[0], sums[1]
+        kernel = _gradient_sums_fused if self.setting.fused else _gradient_sums
+        return kernel(gradient.view(self._shape), self._stored()).sum(dim=1)
 
     def backpropagate(
         self,
@@ -115,148 +167,124 @@ class RectifiedCodes:
         mean_product: Tensor,  # (num_features,) of that times n; 0 without BatchNorm
     ) -> None:
         """Turn the gradient of h into the gradient of y, in place."""
-        blocks, keys = gradient.view(self._shape), _keys(self.seed, self._shape)
-        kernel: Callable[..., Tensor] = _backpropagate
-        if self._fused:
-            kernel = _backpropagate_fused
-        for run in self._runs():
-            part = blocks[run[0] : run[1]]
-            arguments = self._arguments(run, keys)
-            part.copy_(kernel(part, *arguments, mean_gradient, mean_product))
+        kernel = _backpropagate_fused if self.setting.fused else _backpropagate
+        blocks = gradient.view(self._shape)
+        blocks.copy_(kernel(blocks, self._stored(), mean_gradient, mean_product))
 
-    def outputs(self) -> Iterator[tuple[slice, Tensor]]:
-        """Estimates of h, run by run: which rows, and (their number, num_features)."""
-        keys = _keys(self.seed, self._shape)
-        kernel = _output_fused if self._fused else _output
-        rows_per_block = self._shape[1] * self._shape[2]
-        for run in self._runs():
-            rows = slice(run[0] * rows_per_block, run[1] * rows_per_block)
-            h = kernel(*self._arguments(run, keys))
-            yield rows, h.view(-1, self._shape[3])
+    def output(self) -> Tensor:
+        """Estimate of h, (num_rows, num_features)."""
+        kernel = _output_fused if self.setting.fused else _output
+        return kernel(self._stored()).view(-1, self._shape[3])
 
     @property
     def _shape(self) -> torch.Size:
         blocks, num_bytes, width = self.packed.shape
-        return torch.Size((blocks, num_bytes, 8 // self.bits, width))
+        return torch.Size((blocks, num_bytes, 8 // self.setting.coder.bits, width))
 
-    @property
-    def _fused(self) -> bool:
-        return fusion_pays(self._shape.numel(), self.low.device, self.compile)
-
-    def _arguments(self, run: tuple[int, int], keys: Tensor) -> tuple[Any, ...]:
-        part = slice(*run)
-        return (
-            self.packed[part],
-            self.low[part],
-            self.high[part],
-            keys[part],
-            _scalar(self.dropout, self.low),
-            self.normalization.tensors(),
-            self.bits,
+    def _stored(self) -> _Stored:
+        setting, shape = self.setting, self._shape
+        return _Stored(
+            self.packed,
+            self.ends,
+            _keys(self.seed, shape, self.first_row),
+            _scalar(setting.dropout, self.packed),
+            setting.normalization,
+            setting.normalization.threshold,
+            setting.coder.boundaries,
+            setting.side_means,
+            setting.coder.bits,
         )
+
+
+def side_sums(
+    y: Tensor,  # (num_rows, num_features), num_rows a multiple of rows_per_block
+    normalization: Normalization,
+    rows_per_block: int,
+    fused: bool,
+) -> Tensor:
+    """Per feature, (4, num_features): count and sum of n, inactive, then active."""
+    kernel = _side_sums_fused if fused else _side_sums
+    blocks = y.view(-1, rows_per_block, y.shape[1])
+    return kernel(blocks, normalization).sum(dim=1)
 
 
 def encode(
     y: Tensor,  # (num_rows, num_features) float32; overwritten with h
-    normalization: Normalization,
     seed: Tensor,  # () int32
-    dropout: float,  # probability that a value is dropped
-    bits: int,
-    rows_per_block: int,
-    compile: str,
+    first_row: int,
+    setting: RectifiedSetting,
 ) -> RectifiedCodes:
-    """Overwrite y with h and return the codes of its normalised values.
+    """Overwrite a run of rows with their h and return the codes of their n.
 
-    num_rows must be a multiple of rows_per_block, and that of 8 / bits.
-
-    Raises:
-        ValueError: if bits or rows_per_block cannot be packed.
+    num_rows must be a multiple of rows_per_block.
     """
-    num_rows, width = y.shape
-    shape = block_shape(num_rows, width, bits, rows_per_block)
+    coder, per_byte = setting.coder, 8 // setting.coder.bits
+    shape = torch.Size((-1, coder.rows_per_block // per_byte, per_byte, y.shape[1]))
+    kernel = _encode_fused if setting.fused else _encode
     blocks = y.view(shape)
-    fused = fusion_pays(y.numel(), y.device, compile)
-    kernel = _encode_fused if fused else _encode
-    keys = _keys(seed, shape)
-    packed = y.new_empty((*shape[:2], width), dtype=torch.uint8)
-    ends = y.new_empty((2, shape[0]), dtype=torch.bfloat16)
-    for first, last in _runs(shape[0], shape[1:].numel(), y.device):
-        part = slice(first, last)
-        packed[part], ends[0, part], ends[1, part], h = kernel(
-            blocks[part],
-            keys[part],
-            _scalar(dropout, y),
-            normalization.tensors(),
-            bits,
-        )
-        blocks[part].copy_(h)
-    return RectifiedCodes(
-        packed, ends[0], ends[1], seed, normalization, dropout, bits, compile
+    packed, ends, h = kernel(
+        blocks,
+        _keys(seed, blocks.shape, first_row),
+        _scalar(setting.dropout, y),
+        setting.normalization,
+        setting.normalization.threshold,
+        coder.boundaries,
+        coder.bits,
     )
+    blocks.copy_(h)
+    return RectifiedCodes(packed, ends, seed, first_row, setting)
 
 
-def block_shape(
-    num_rows: int, width: int, bits: int, rows_per_block: int
-) -> torch.Size:
-    """Shape (blocks, bytes along rows, codes of a byte, features) of an activation.
-
-    Raises:
-        ValueError: if bits or rows_per_block cannot be packed.
-    """
-    if bits not in RECTIFIED_BITS:
-        raise ValueError(
-            f"bits must be one of {RECTIFIED_BITS} (one tells the sign), got {bits}"
-        )
-    per_byte = 8 // bits
-    if rows_per_block < 1 or rows_per_block % per_byte:
-        raise ValueError(
-            f"rows_per_block must be a multiple of {per_byte} at {bits} bits, because "
-            f"a byte holds the codes of {per_byte} rows; got {rows_per_block}"
-        )
-    num_blocks, rest = divmod(num_rows, rows_per_block)
-    assert rest == 0, "callers pad to whole blocks"
-    return torch.Size((num_blocks, rows_per_block // per_byte, per_byte, width))
-
-
-def _runs(
-    num_blocks: int, values_per_block: int, device: torch.device
-) -> list[tuple[int, int]]:
-    """Runs of at least two blocks: a kernel for any size is compiled anew for 1."""
-    values = RUN_VALUES_ON_GPU if device.type == "cuda" else RUN_VALUES
-    step = max(2, values // values_per_block)
-    starts = list(range(0, num_blocks, step))
-    if len(starts) > 1 and num_blocks - starts[-1] == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], num_blocks], strict=True))
-
-
-def _keys(seed: Tensor, shape: torch.Size) -> Tensor:
+def _keys(seed: Tensor, shape: torch.Size, first_row: int) -> Tensor:
     """Keys of the noise, one per row, (blocks, bytes, codes of a byte, 1)."""
-    return row_keys(seed, shape[:3].numel()).view(*shape[:3], 1)
+    return row_keys(seed, shape[:3].numel(), first_row).view(*shape[:3], 1)
+
+
+def _side_sums(
+    y: Tensor,  # (blocks, rows, features)
+    normalization: Normalization,
+) -> Tensor:
+    """Count and sum of n on either side, (4, blocks, features)."""
+    mean, inverse_std, weight, bias = normalization
+    normalized = (y - mean) * inverse_std
+    active = normalized * weight + bias > 0
+    # Per block first: a sum over few rows runs along features in one pass.
+    sums = [
+        torch.where(side, value, 0.0).sum(dim=1)
+        for side in (~active, active)
+        for value in (1.0, normalized)
+    ]
+    return torch.stack(sums)
 
 
 def _encode(
     y: Tensor,  # (blocks, bytes, codes of a byte, features)
     keys: Tensor,  # (blocks, bytes, codes of a byte, 1) int32
     dropout: Tensor,  # ()
-    normalization: tuple[Tensor, ...],
+    normalization: Normalization,
+    threshold: Tensor,  # (features,)
+    boundaries: Tensor | None,
     bits: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Codes, the two ends of each block, and h, shaped like y."""
-    mean, inverse_std, weight, bias, threshold = normalization
-    steps = 2 ** (bits - 1) - 1
+    mean, inverse_std, weight, bias = normalization
+    inactive_levels, active_levels = LEVELS[bits]
+    steps = active_levels - 1
     per_byte = 8 // bits
     columns = torch.arange(y.shape[3], dtype=torch.int32, device=y.device)
-    smallest = largest = (y[:, :, 0] - mean) * inverse_std
-    for j in range(1, per_byte):
-        normalized = (y[:, :, j] - mean) * inverse_std
-        smallest = torch.minimum(smallest, normalized)
-        largest = torch.maximum(largest, normalized)
-    low = round_down(smallest.amin(dim=(1, 2)))
-    high = -round_down(-largest.amax(dim=(1, 2)))
-    left_end, right_end = low[:, None, None], high[:, None, None]
-    middle = torch.minimum(torch.maximum(threshold, left_end), right_end)
     scale = 1.0 / (1.0 - dropout)
+    ends = None
+    if steps:
+        smallest = largest = (y[:, :, 0] - mean) * inverse_std
+        for j in range(1, per_byte):
+            normalized = (y[:, :, j] - mean) * inverse_std
+            smallest = torch.minimum(smallest, normalized)
+            largest = torch.maximum(largest, normalized)
+        low = round_down(smallest.amin(dim=(1, 2)))
+        high = -round_down(-largest.amax(dim=(1, 2)))
+        ends = torch.stack([low, high]).to(torch.bfloat16)
+        left_end, right_end = low[:, None, None], high[:, None, None]
+        middle = torch.minimum(torch.maximum(threshold, left_end), right_end)
 
     packed = torch.zeros((1, 1, 1), dtype=torch.int32, device=y.device)
     outputs = []
@@ -265,63 +293,55 @@ def _encode(
         affine = normalized * weight + bias
         active = ~(affine <= 0)  # a NaN goes on, to be seen
         rounding, dropping = uniform_pair(keys[:, :, j], columns)
-        above = active == (weight >= 0)
-        left = torch.where(above, middle, left_end)
-        right = torch.where(above, right_end, middle)
-        width = right - left
-        # A side of no width holds nothing but its edge.
-        fraction = torch.where(width > 0, (normalized - left) / width, 0.0)
-        code = torch.clamp((fraction * steps + rounding).to(torch.int32), 0, steps)
-        code = code | (above.to(torch.int32) << (bits - 1))
+        code = active.to(torch.int32) * inactive_levels
+        if steps:
+            above = active == (weight >= 0)
+            reach = torch.where(above, right_end, left_end) - middle
+            # A side of no width holds nothing but its edge.
+            position = torch.where(
+                reach != 0, (normalized - middle) / reach * steps, 0.0
+            )
+            if boundaries is not None:
+                position = even_position(position, boundaries, steps)
+            level = torch.clamp((position + rounding).to(torch.int32), 0, steps)
+            code = code + (level if inactive_levels > 1 else level * active)
         packed = packed | (code << (bits * j))
         kept = active & (dropping >= dropout)
         outputs.append(torch.where(kept, affine * scale, 0.0))
-    ends = low.to(torch.bfloat16), high.to(torch.bfloat16)
-    return packed.to(torch.uint8), *ends, torch.stack(outputs, dim=2)
+    return packed.to(torch.uint8), ends, torch.stack(outputs, dim=2)
 
 
-def _decode(
-    packed: Tensor,  # (blocks, bytes, features) uint8
-    low: Tensor,  # (blocks,) bfloat16
-    high: Tensor,
-    keys: Tensor,  # (blocks, bytes, codes of a byte, 1) int32
-    dropout: Tensor,  # ()
-    normalization: tuple[Tensor, ...],
-    bits: int,
-) -> tuple[Tensor, Tensor]:
+def _decode(stored: _Stored) -> tuple[Tensor, Tensor]:
     """Estimate of n, and whether a value passed ReLU and Dropout; shaped like y."""
-    _, _, weight, _, threshold = normalization
-    steps = 2 ** (bits - 1) - 1
+    bits, packed, weight = stored.bits, stored.packed, stored.normalization.weight
+    inactive_levels, active_levels = LEVELS[bits]
     shift = torch.arange(8 // bits, dtype=torch.int32, device=packed.device)
     words = packed.to(torch.int32)[:, :, None]
     code = (words >> (shift * bits)[:, None]) & (2**bits - 1)
-    above = code > steps
-    level = (code & steps).to(torch.float32) * (1.0 / steps)
-    left_end = low.to(torch.float32)[:, None, None, None]
-    right_end = high.to(torch.float32)[:, None, None, None]
-    middle = torch.minimum(torch.maximum(threshold, left_end), right_end)
-    left = torch.where(above, middle, left_end)
-    right = torch.where(above, right_end, middle)
+    active = code >= inactive_levels
+    if stored.ends is not None:
+        left_end, right_end = stored.ends.to(torch.float32)[:, :, None, None, None]
+        middle = torch.minimum(torch.maximum(stored.threshold, left_end), right_end)
+        above = active == (weight >= 0)
+        reach = torch.where(above, right_end, left_end) - middle
+        level = code - active.to(torch.int32) * inactive_levels
+        position = look_up(stored.boundaries, level) * (1.0 / (active_levels - 1))
+        normalized = middle + reach * position
+    if stored.side_means is not None:
+        of_active = stored.side_means[1] if stored.ends is None else normalized
+        normalized = torch.where(active, of_active, stored.side_means[0])
     columns = torch.arange(packed.shape[2], dtype=torch.int32, device=packed.device)
-    _, dropping = uniform_pair(keys, columns)
-    active = above == (weight >= 0)
-    return left + (right - left) * level, active & (dropping >= dropout)
+    _, dropping = uniform_pair(stored.keys, columns)
+    return normalized, active & (dropping >= stored.dropout)
 
 
 def _gradient_sums(
     gradient: Tensor,  # (blocks, bytes, codes of a byte, features)
-    packed: Tensor,
-    low: Tensor,
-    high: Tensor,
-    keys: Tensor,
-    dropout: Tensor,
-    normalization: tuple[Tensor, ...],
-    bits: int,
+    stored: _Stored,
 ) -> Tensor:
     """Sums of the gradient of u and of that times n, (2, blocks, features)."""
-    stored = packed, low, high, keys, dropout, normalization, bits
-    normalized, kept = _decode(*stored)
-    passed = torch.where(kept, gradient * (1.0 / (1.0 - dropout)), 0.0)
+    normalized, kept = _decode(stored)
+    passed = torch.where(kept, gradient * (1.0 / (1.0 - stored.dropout)), 0.0)
     # Per block first: a sum over few rows runs along features in one pass.
     sums = passed.sum(dim=(1, 2)), (passed * normalized).sum(dim=(1, 2))
     return torch.stack(sums)
@@ -329,40 +349,23 @@ def _gradient_sums(
 
 def _backpropagate(
     gradient: Tensor,  # (blocks, bytes, codes of a byte, features)
-    packed: Tensor,
-    low: Tensor,
-    high: Tensor,
-    keys: Tensor,
-    dropout: Tensor,
-    normalization: tuple[Tensor, ...],
-    bits: int,
+    stored: _Stored,
     mean_gradient: Tensor,  # (features,)
     mean_product: Tensor,  # (features,)
 ) -> Tensor:
     """Gradient of y from that of h."""
-    stored = packed, low, high, keys, dropout, normalization, bits
-    normalized, kept = _decode(*stored)
-    _, inverse_std, weight, _, _ = normalization
-    passed = torch.where(kept, gradient * (1.0 / (1.0 - dropout)), 0.0)
+    normalized, kept = _decode(stored)
+    norm = stored.normalization
+    passed = torch.where(kept, gradient * (1.0 / (1.0 - stored.dropout)), 0.0)
     centred = passed - mean_gradient - normalized * mean_product
-    return centred * (weight * inverse_std)
+    return centred * (norm.weight * norm.inverse_std)
 
 
-def _output(
-    packed: Tensor,
-    low: Tensor,
-    high: Tensor,
-    keys: Tensor,
-    dropout: Tensor,
-    normalization: tuple[Tensor, ...],
-    bits: int,
-) -> Tensor:
+def _output(stored: _Stored) -> Tensor:
     """Estimate of h, (blocks, bytes, codes of a byte, features)."""
-    stored = packed, low, high, keys, dropout, normalization, bits
-    normalized, kept = _decode(*stored)
-    _, _, weight, bias, _ = normalization
-    affine = normalized * weight + bias
-    return torch.where(kept, affine * (1.0 / (1.0 - dropout)), 0.0)
+    normalized, kept = _decode(stored)
+    affine = normalized * stored.normalization.weight + stored.normalization.bias
+    return torch.where(kept, affine * (1.0 / (1.0 - stored.dropout)), 0.0)
 
 
 def _scalar(value: float, like: Tensor) -> Tensor:
@@ -370,6 +373,7 @@ def _scalar(value: float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
+_side_sums_fused = fuse(_side_sums)
 _encode_fused = fuse(_encode)
 _gradient_sums_fused = fuse(_gradient_sums)
 _backpropagate_fused = fuse(_backpropagate)
