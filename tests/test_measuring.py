@@ -8,7 +8,7 @@ import torch
 
 from pipeline_src.experiment import measuring
 from pipeline_src.experiment.measuring import measure_runs
-from pipeline_src.experiment.records import MEMORY_SCALARS
+from pipeline_src.experiment.records import MEASUREMENT_SCALARS, MEMORY_SCALARS
 from pipeline_src.experiment.spec import (
     MethodSpec,
     ModelSpec,
@@ -51,7 +51,8 @@ def test_the_record_has_a_row_for_each_method_and_a_column_for_each_repeat():
     assert dict(record.sizes) == {"method": 3, "repeat": 3}
     assert record["method"].values.tolist() == ["fp32", "exact", "block8"]
     assert record["epoch_time"].dims == ("method", "repeat")
-    assert set(record.data_vars) == {"epoch_time", *MEMORY_SCALARS}
+    assert set(record.data_vars) == {"epoch_time", *MEASUREMENT_SCALARS}
+    assert (record["first_step_time"] > 0).all()
     specs = [RunSpec.from_json(values) for values in json.loads(record.attrs["specs"])]
     assert specs == SPECS
     provenance = json.loads(record.attrs["provenance"])
@@ -75,7 +76,8 @@ def test_methods_take_turns_and_warm_up_before_the_clock_counts(monkeypatch):
 
     class Recorded(Trainer):
         def step(self, epoch):
-            steps.append(self.spec.method.name)
+            if self.spec.method.name != "reference":  # of gradient errors
+                steps.append(self.spec.method.name)
             return super().step(epoch)
 
     def measure_time(call, device):
@@ -88,7 +90,8 @@ def test_methods_take_turns_and_warm_up_before_the_clock_counts(monkeypatch):
     monkeypatch.setattr(measuring, "measure_time", measure_time)
     times = measure(warmup=2)["epoch_time"].values
     assert steps[-10:] == ["fp32", "block8"] * 5
-    expected = [[4, 6, 8], [math.nan] * 3, [5, 7, 9]]
+    # The first three went to the first steps.
+    expected = [[7, 9, 11], [math.nan] * 3, [8, 10, 12]]
     np.testing.assert_array_equal(times, expected)
 
 
@@ -101,7 +104,7 @@ def test_boundaries_go_to_the_methods_that_need_them():
     record = measure_runs(
         specs,
         GRAPH,
-        lambda bits, size: (0.0, 1.1, 1.9, 3.0),
+        lambda bits, size, sided: (0.0, 1.1, 1.9, 3.0),
         timed=["vm"],
         warmup=0,
         repeats=1,
@@ -117,3 +120,38 @@ def test_an_unknown_method_to_time_is_refused_before_anything_is_measured(monkey
     message = r"among \['fp32', 'exact', 'block8'\], got \['block16', 'block4'\]"
     with pytest.raises(ValueError, match=message):
         measure(timed=("fp32", "block4", "block16"))
+
+
+def test_gradient_errors_have_equal_masks_and_fall_with_bits():
+    """With other masks of Dropout 0.5 every error would be of the order of 1.
+
+    A bin of 8 bits is 1/127 of a side, and its variance a quarter of its square at
+    most: far below 1e-3 of the gradient, whatever the layer's condition.
+    """
+    methods = [
+        METHODS[0],
+        dataclasses.replace(METHODS[1], projection_ratio=1),
+        dataclasses.replace(METHODS[1], projection_ratio=1, bits=8),
+        MethodSpec("lean2", "2", "lean", 2, 1, 8),
+        MethodSpec("lean8", "8", "lean", 8, 1, 8),
+        MethodSpec("apart", "8", "lean", 8, 1, 8, without=("resident_input",)),
+    ]
+    specs = [dataclasses.replace(SPECS[0], method=method) for method in methods]
+    full, exact2, exact8, lean2, lean8, apart = measuring.measure_gradient_errors(
+        specs, GRAPH, None, steps=2
+    )
+    assert full == 0
+    assert 0 < exact8 < 1e-3 < exact2 < 1
+    assert 0 < lean8 < 1e-3 < lean2 < 1
+    assert lean8 < apart < 1e-3
+
+
+def test_projection_makes_the_gradient_of_the_published_layout_useless():
+    """EXACT keeps every eighth: the error of the projection alone is (D - 1) / R."""
+    error, _ = measuring.measure_gradient_errors(SPECS[1:], GRAPH, None, steps=1)
+    assert error > 1
+
+
+def test_relative_squared_error_by_hand():
+    estimate, truth = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 0.0, 2.0])
+    assert float(measuring.relative_squared_error(estimate, truth)) == 1.0
