@@ -112,7 +112,7 @@ def test_entry_files_are_short_and_hold_no_functions():
 
 RESULTS = {
     "solve_boundaries": 1,
-    "measure_runs": 2,
+    "benchmark_training": 2,
     "collect_runs": 1,
     "check_results": 1,
     "plot_figure": 7,
@@ -132,7 +132,7 @@ PLANETOID = RESULTS | {
     "capture_activations": 4,
     "fit_distributions": 4,
     "train_run": 4 * 4,  # graphs, each with its model, x methods
-    "measure_runs": 1,
+    "benchmark_training": 1,
 }
 PAPER = RESULTS | {
     "fetch_graph": 2,
@@ -200,7 +200,12 @@ CHECKED = DOWNSTREAM | {"collect_runs", "check_results"}
         ),
         (
             "experiment/training.py",
-            {"train_run", "measure_runs", "capture_activations", "fit_distributions"}
+            {
+                "train_run",
+                "benchmark_training",
+                "capture_activations",
+                "fit_distributions",
+            }
             | CHECKED,
         ),
         ("gnn/fetching.py", set()),
@@ -233,7 +238,11 @@ def test_a_file_written_again_unchanged_runs_nothing(finished):
         # A sixth and seventh seed: one new block for each of the ten cells.
         ("seeds: 5\n", "seeds: 7\n", {"train_run": 10}),
         ("{epochs: 60, learning_rate: 0.01", "{epochs: 61, learning_rate: 0.01", None),
-        ("label: EXACT,", "label: EXACT INT2,", {"train_run": 2, "measure_runs": 2}),
+        (
+            "label: EXACT,",
+            "label: EXACT INT2,",
+            {"train_run": 2, "benchmark_training": 2},
+        ),
         ("device: auto", "device: cpu", {}),
         ("compile: auto", "compile: false", {}),
         ("[1, 20, 60]", "[1, 60]", {"capture_activations": 1, "fit_distributions": 1}),
@@ -252,7 +261,7 @@ def test_a_changed_key_runs_again_what_it_changes(finished, old, new, jobs):
         path.write_text(original, encoding="utf-8")
     computing = {
         "train_run",
-        "measure_runs",
+        "benchmark_training",
         "capture_activations",
         "fit_distributions",
     }
