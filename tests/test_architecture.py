@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "gnn.embedded_graphs": ({"torch", "sklearn"} | NUMBERS, {"gnn"}),
     "gnn.raw_graphs": ({"torch", "pandas"} | NUMBERS, {"gnn"}),
     "gnn.raw_sources": (set(), set()),
+    "gnn.graph_sizes": (set(), set()),
     "gnn.fetching": (set(), {"gnn.raw_sources"}),
     "experiment": (
         {"torch", "sklearn", "psutil", "netCDF4"} | TABLES,
