@@ -141,6 +141,12 @@ PAPER = RESULTS | {
     "fit_distributions": 2,
     "train_run": 2 * 10 * 2,  # graphs x methods x blocks of seeds
 }
+BENCHMARK = RESULTS | {
+    "prepare_graph": 2 + 5,  # of published sizes, and of growing ones
+    "benchmark_training": 2 + 5 + 6,  # with rivals, growing graphs, growing models
+    "plot_figure": 6,  # none of what trainings reached
+    "write_byte_books": 1,
+}
 
 
 @pytest.mark.parametrize(
@@ -150,12 +156,13 @@ PAPER = RESULTS | {
         (("--snakefile", "workflow/Snakefile"), DEFAULT),
         (("--configfile", "config/planetoid.yaml"), PLANETOID),
         (("--configfile", "config/paper.yaml"), PAPER),
+        (("--configfile", "config/benchmark.yaml"), BENCHMARK),
         (
             ("--configfile", "config/paper.yaml", "--replace-workflow-config"),
             PAPER,
         ),
     ],
-    ids=["default", "inner", "planetoid", "paper", "paper-alone"],
+    ids=["default", "inner", "planetoid", "paper", "benchmark", "paper-alone"],
 )
 def test_a_configuration_asks_for_these_jobs(checkout, arguments, jobs):
     """In an empty folder, so that nothing is there already."""
@@ -342,11 +349,41 @@ def test_a_tiny_run_goes_from_graph_to_report(tmp_path):
 
     results = tmp_path / "results" / "tiny"
     assert len(list((results / "runs").glob("*.nc"))) == 2
-    assert len(list((results / "tables").glob("*"))) == 8
+    assert len(list((results / "tables").glob("*"))) == 12
     assert len(list((results / "figures").glob("*"))) == 7
     assert all(path.stat().st_size for path in results.glob("[!l]*/*"))  # not the logs
     assert "<html" in (results / "report.html").read_text(encoding="utf-8")
     assert not list(results.rglob("*.tmp"))
 
     again = call(*start, "--cores", "2", environment=bare)
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+UNTRAINED = """
+sweeps: []
+captures: []
+byte_books:
+  - {graphs: [products_shape], models: [sage-2x16], methods: [fp32, exact]}
+"""
+
+
+@pytest.mark.slow
+def test_a_benchmark_needs_no_training(tmp_path):
+    """Measurements and byte books alone, with real scripts, to the report."""
+    kept = TINY.partition("sweeps:")[0]
+    measurements = "measurements:" + TINY.partition("measurements:")[2]
+    measurements = measurements.partition("captures:")[0]
+    (tmp_path / "config").mkdir()
+    text = kept + measurements + UNTRAINED + "figures: {formats: [svg]}\n"
+    (tmp_path / "config" / "config.yaml").write_text(text)
+    start = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path))
+    output = snakemake(*start, "--cores", "2")
+    assert "# Training" in output, "the summary prints the benchmark"
+    results = tmp_path / "results" / "tiny"
+    tables = {path.name for path in (results / "tables").glob("*.csv")}
+    assert {"training.csv", "ablation.csv", "byte_books.csv"} <= tables
+    figures = {path.stem for path in (results / "figures").glob("*")}
+    assert figures == {"boundaries", "memory_block_size", "epoch_time_block_size"}
+    assert (results / "report.html").exists()
+    again = call("snakemake", *start, "--cores", "2")
     assert "Nothing to be done" in again.stdout + again.stderr

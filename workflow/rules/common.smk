@@ -173,9 +173,9 @@ def warn_of_plain_kernels():
 
 
 def print_summary():
-    """The two tables that most readers want first, in the terminal."""
+    """The tables that most readers want first, in the terminal."""
     results = Path("results") / CONFIG["run"]
-    for table in ("accuracy", "memory"):
+    for table in ["accuracy", "memory"] if CELLS else ["training"]:
         path = results / "tables" / f"{table}.md"
         if path.exists():
             print(path.read_text(encoding="utf-8"))
