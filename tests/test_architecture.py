@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "gnn.embedded_graphs": ({"torch", "sklearn"} | NUMBERS, {"gnn"}),
     "gnn.raw_graphs": ({"torch", "pandas"} | NUMBERS, {"gnn"}),
     "gnn.raw_sources": (set(), set()),
+    "gnn.graph_sizes": (set(), set()),
     "gnn.fetching": (set(), {"gnn.raw_sources"}),
     "experiment": (
         {"torch", "sklearn", "psutil", "netCDF4"} | TABLES,
@@ -60,9 +61,22 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "experiment.observations": ({"torch"} | NUMBERS, set()),
     "experiment.boundary_table": (TABLES, {"quant.boundaries"}),
     "experiment.records": (TABLES | {"netCDF4"}, set()),
-    "experiment.collecting": (TABLES, {"experiment.records"}),
+    "experiment.byte_books": (set(), {"experiment.meters", "experiment.spec"}),
+    "experiment.collecting": (TABLES, {"experiment.records", "gnn.graph_sizes"}),
     "experiment.solved_boundaries": (NUMBERS, {"experiment.records"}),
-    "experiment.tables": (TABLES, {"experiment.tables.table"}),
+    "experiment.tables": (
+        TABLES,
+        {"experiment.tables.table", "experiment.tables.measured"},
+    ),
+    "experiment.tables.byte_books": (
+        TABLES,
+        {
+            "experiment.byte_books",
+            "experiment.spec",
+            "experiment.tables.table",
+            "gnn.graph_sizes",
+        },
+    ),
     "experiment.checks": (TABLES, set()),
     "experiment.report": ({"jinja2"} | TABLES, set()),
     "figures": ({"matplotlib", "plotnine"} | TABLES, {"figures"}),

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_records import METHODS, MIB, made_up_collection
+from made_up_records import (
+    METHODS,
+    MIB,
+    made_up_benchmark,
+    made_up_collection,
+)
 from scipy import stats
 
 from pipeline_src.experiment.checks import (
@@ -15,6 +20,7 @@ from pipeline_src.experiment.checks import (
     check_results,
     describe_checks,
 )
+from pipeline_src.experiment.collecting import collect_runs
 from pipeline_src.experiment.records import write_dataset
 
 SCRIPT = Path(__file__).parents[1] / "workflow" / "scripts" / "check_results.py"
@@ -29,6 +35,15 @@ def test_sound_results_pass(sound):
     assert check_results(sound) == []
     assert check_results(sound.isel(measurement=[])) == []
     assert check_results(sound.isel(run=[])) == []
+
+
+def test_rivals_and_variants_may_keep_what_they_keep(tmp_path):
+    """PyG keeps more than FP32, a variant more than its full layout: no fault."""
+    paths = [tmp_path / "all.nc", tmp_path / "fewer.nc"]
+    write_dataset(made_up_benchmark(), paths[0])
+    fewer = made_up_benchmark("flickr_shape", "sage-2x256").isel(repeat=slice(3))
+    write_dataset(fewer, paths[1])
+    assert check_results(collect_runs([], paths)) == []
 
 
 def row(dataset, method, seed=1):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from made_up_records import made_up_spec, write_made_up
+from made_up_records import made_up_benchmark, made_up_spec, write_made_up
 
 from pipeline_src.experiment.collecting import collect_runs
 from pipeline_src.experiment.records import (
@@ -63,6 +63,11 @@ def test_the_collected_dataset_is_the_hand_written_one(tmp_path):
         "measured_epoch_time": times,
         "measurement_method": ["fp32", "block4"],
         "measurement_bits": [32, 2],
+        "measurement_technique": ["eager"] * 2,
+        "measurement_without": [""] * 2,
+        "measurement_num_layers": [2, 2],
+        "measurement_hidden": [64, 64],
+        "measurement_num_nodes": [np.nan, np.nan],  # digits: counted once it is read
     }
     for name, values in expected.items():
         np.testing.assert_array_equal(collected[name].values, values, err_msg=name)
@@ -89,6 +94,15 @@ def test_a_configuration_may_lack_runs_or_measurements(tmp_path, kind):
     write_dataset(collected, tmp_path / "runs.nc")
     xr.testing.assert_identical(read_dataset(tmp_path / "runs.nc"), collected)
     assert collected.sizes["run"] == (12 if kind == "runs only" else 0)
+
+
+def test_known_sizes_and_lists_stand_beside_what_was_measured(tmp_path):
+    record = made_up_benchmark(methods=("lean2", "lean2-no-resident-input"))
+    write_dataset(record, tmp_path / "m.nc")
+    collected = collect_runs([], [tmp_path / "m.nc"])
+    assert collected["measurement_num_nodes"].values.tolist() == [169_343.0] * 2
+    assert collected["measurement_num_features"].values.tolist() == [128.0] * 2
+    assert collected["measurement_without"].values.tolist() == ["", "resident_input"]
 
 
 def test_every_variable_has_a_unit_and_a_name(tmp_path):

@@ -19,6 +19,7 @@ from pipeline_src.experiment.plans import run_specs
 from pipeline_src.experiment.schemas import describe_keys
 from pipeline_src.experiment.spec import MethodSpec
 from pipeline_src.gnn.embedded_graphs import EMBEDDED_GRAPHS
+from pipeline_src.gnn.graph_sizes import GRAPH_SIZES
 from pipeline_src.gnn.raw_sources import RAW_SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,11 +132,10 @@ def test_mappings_of_the_yaml_reader_become_plain(config):
         (
             "epochs",
             3,
-            r"^epochs: unknown key; allowed: captures, compile, data_mirror, device, ",
+            r"^epochs: unknown key; allowed: byte_books, captures, compile, data_",
         ),
         ("sweep", [], r"^sweep: unknown key; did you mean 'sweeps'\?$"),
         ("sweeps", ..., r"^sweeps: is missing and has no default$"),
-        ("sweeps", [], r"^sweeps: expected at least 1 entry, got none$"),
         ("sweeps", {}, r"^sweeps: expected a list, got \{\}$"),
         ("run", None, r"^run: expected text, got null$"),
         ("run", "Über", r"^run: expected lower-case letters.* got 'Über'$"),
@@ -319,7 +319,7 @@ def test_anything_gives_a_plan_or_a_message(place, value):
         target = target[key]
     target[place[-1]] = value
     with contextlib.suppress(ConfigurationError):
-        assert run_specs(check(config))
+        assert isinstance(run_specs(check(config)), list)
 
 
 def test_the_graphs_are_those_that_can_be_prepared():
@@ -422,3 +422,41 @@ def test_pyg_refuses_what_it_has_no_use_for(config, settings, message):
     config["methods"]["block64"] = {"label": "PyG", "policy": "pyg", **settings}
     with pytest.raises(ConfigurationError, match=rf"^methods\.block64\.{message}"):
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("method", "graph", "message"),
+    [
+        ({"policy": "pyg"}, "arxiv_shape", "'other' has no byte book"),
+        ({"policy": "lean", "bits": 32}, "arxiv_shape", "'other' has no byte book"),
+        (
+            {"policy": "lean", "bits": 8, "without": ["rebuilt_input"]},
+            "arxiv_shape",
+            r"byte_books\[0\]\.methods: 'other' has no byte book.* under measurements",
+        ),
+        ({"policy": "full"}, "digits", r"byte_books\[0\]\.graphs\[0\]: got 'digits'"),
+    ],
+)
+def test_a_byte_book_needs_a_layout_and_a_shape_that_are_known(
+    config, method, graph, message
+):
+    config["methods"]["other"] = {"label": "other", **method}
+    entry = {"graphs": [graph], "models": ["sage-2x8"], "methods": ["fp32", "other"]}
+    config["byte_books"] = [entry]
+    with pytest.raises(ConfigurationError, match=message):
+        check(config)
+
+
+def test_byte_books_may_be_the_only_thing_asked_for(config):
+    entry = {"graphs": ["products_shape"], "models": ["sage-2x8"], "methods": ["fp32"]}
+    config.update(sweeps=[], byte_books=[entry])
+    assert run_specs(check(config)) == []
+    assert check(config)["byte_books"][0]["training"]["loss"] == "cross_entropy"
+    config["byte_books"].append(entry)
+    with pytest.raises(ConfigurationError, match="products_shape-sage-2x8-fp32 occurs"):
+        check(config)
+
+
+def test_the_graphs_of_byte_books_are_those_whose_counts_are_known():
+    names = SCHEMA["$defs"]["byte_book"]["properties"]["graphs"]["items"]["enum"]
+    assert names == list(GRAPH_SIZES)

@@ -1,5 +1,7 @@
 """Embedded and synthetic graphs: exact counts, and neighbours worth looking at."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -15,8 +17,10 @@ from pipeline_src.gnn.embedded_graphs import (
     arxiv_shape,
     digits_graph,
     flickr_shape,
+    scaled_shape,
     synthetic_graph,
 )
+from pipeline_src.gnn.graph_sizes import GRAPH_SIZES
 from pipeline_src.gnn.graphs import Graph, check_graph
 from pipeline_src.gnn.planted import TAIL
 
@@ -81,6 +85,11 @@ def test_synthetic_refuses_the_impossible(arguments, message):
     [
         (arxiv_shape, (169_343, 2_315_598, 128, 40), (90_941, 29_799, 48_603)),
         (flickr_shape, (89_250, 899_756, 500, 7), (44_625, 22_312, 22_313)),
+        (
+            partial(scaled_shape, "nodes_30k"),
+            (30_000, 410_220, 128, 40),
+            (16_111, 5_279, 8_610),
+        ),
     ],
 )
 def test_published_counts(make, counts, split):
@@ -105,6 +114,33 @@ def test_published_counts(make, counts, split):
     expected = above * 4**-TAIL
     assert abs(far_above - expected) <= 5 * np.sqrt(expected + above * 16**-TAIL)
     assert degree.median() < degree.mean() / 1.5 < degree.max() / 100
+
+
+def test_products_have_the_published_number_of_undirected_pairs():
+    """Too large to draw in a test: its counts alone."""
+    assert GRAPH_SIZES["products_shape"].num_entries == 2 * 61_859_140
+    assert GRAPH_SIZES["products_shape"].num_nodes == 2_449_029
+
+
+@pytest.mark.parametrize("name", sorted(set(EMBEDDED_GRAPHS) - {"digits"}))
+def test_shapes_can_be_drawn(name):
+    """Even, at most half of all pairs, and a split that leaves test nodes."""
+    sizes = GRAPH_SIZES[name]
+    assert sizes.num_entries % 2 == 0
+    assert sizes.num_entries // 2 <= sizes.num_nodes * (sizes.num_nodes - 1) // 4
+    assert sizes.num_train + sizes.num_validation < sizes.num_nodes
+
+
+@pytest.mark.parametrize("name", [n for n in GRAPH_SIZES if n.startswith("nodes")])
+def test_scaled_shapes_have_arxivs_degree_and_shares(name):
+    """Up to half a pair, half a node of rounding."""
+    sizes, arxiv = GRAPH_SIZES[name], GRAPH_SIZES["arxiv_shape"]
+    scale = sizes.num_nodes / arxiv.num_nodes
+    assert abs(sizes.num_entries - scale * arxiv.num_entries) <= 1
+    assert abs(sizes.num_train - scale * arxiv.num_train) <= 0.5
+    assert abs(sizes.num_validation - scale * arxiv.num_validation) <= 0.5
+    widths = sizes.num_features, sizes.num_classes
+    assert widths == (arxiv.num_features, arxiv.num_classes)
 
 
 def test_digits_are_joined_to_their_nearest():

@@ -5,20 +5,30 @@ import re
 import numpy as np
 import pytest
 from made_up_records import (
+    ABLATION,
+    BENCHMARK,
     METHODS,
     PUBLISHED,
+    SCALED,
+    made_up_benchmark,
+    made_up_benchmarks,
     made_up_boundaries,
     made_up_collection,
     made_up_distributions,
 )
 
+from pipeline_src.experiment.collecting import collect_runs
+from pipeline_src.experiment.records import write_dataset
 from pipeline_src.figures import rendering
+from pipeline_src.figures.ablation import plot_ablation
 from pipeline_src.figures.block_size import (
     plot_epoch_time_block_size,
     plot_memory_block_size,
 )
 from pipeline_src.figures.boundaries import plot_boundaries
 from pipeline_src.figures.gallery import FIGURES, plot_figure
+from pipeline_src.figures.pareto import KINDS, plot_pareto
+from pipeline_src.figures.placement import place_labels
 from pipeline_src.figures.positions import (
     plot_position_histograms,
     plot_quantile_quantile,
@@ -29,6 +39,7 @@ from pipeline_src.figures.runs import (
     plot_accuracy_memory,
     plot_training_curves,
 )
+from pipeline_src.figures.scaling import plot_scaling
 from pipeline_src.figures.style import COLORS, method_scales
 
 
@@ -36,6 +47,11 @@ from pipeline_src.figures.style import COLORS, method_scales
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return made_up_collection(folder, methods=METHODS, graphs=("digits", "cora"))
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    return made_up_benchmarks(tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture(autouse=True)
@@ -243,4 +259,122 @@ def test_a_sweep_may_lack_fp32_or_compressed_methods(runs, name, method):
         measurement=runs["measurement_method"].values == method,
     )
     plot = plot_figure(name, one, [made_up_distributions()], made_up_boundaries())
+    assert render(plot, "png").startswith(b"\x89PNG")
+
+
+def collected(folder, *records):
+    paths = []
+    for index, record in enumerate(records):
+        paths.append(folder / f"{index}.nc")
+        write_dataset(record, paths[-1])
+    return collect_runs([], paths)
+
+
+def test_pareto_has_a_point_for_each_rival_and_none_for_a_variant(benchmarks):
+    """Graphs with four methods make no front; ideas switched off have a figure."""
+    plot = plot_pareto(benchmarks)
+    assert (plot.mapping["x"], plot.mapping["y"]) == ("cost", "peak")
+    assert list(plot.data["place"].cat.categories) == [
+        "arxiv_shape, sage-3x128",
+        "flickr_shape, sage-2x256",
+    ]
+    rivals = [BENCHMARK[name] for name in BENCHMARK if "-no-" not in name]
+    arxiv = plot.data[plot.data["graph"] == "arxiv_shape"]
+    assert arxiv["label"].tolist() == [label for label, *_ in rivals]
+    np.testing.assert_allclose(arxiv["peak"], [peak for _, _, peak, _, _ in rivals])
+    np.testing.assert_allclose(arxiv["cost"], [time / 4.1 for *_, time, _ in rivals])
+    exact, lossy = layer_data(plot, "geom_point")
+    assert set(exact["kind"]) == {KINDS[0]}
+    assert (lossy["error"] >= 4e-5).all()
+    assert len(exact) + len(lossy) == len(plot.data)
+
+
+def test_pareto_takes_seconds_without_eager_and_says_which_errors_lack(tmp_path):
+    methods = ("fp32", "exact", "block64", "lean2", "lean4")
+    record = made_up_benchmark(methods=methods)
+    record["gradient_error"][1] = np.nan
+    plot = plot_pareto(collected(tmp_path, record))
+    assert plot.labels.x.startswith("Time per epoch [s]")
+    np.testing.assert_allclose(plot.data["cost"], [3.7, 2.5, 2.6, 1.24, 1.3])
+    assert plot.data["kind"].tolist() == [KINDS[0], KINDS[2], *[KINDS[1]] * 3]
+    assert render(plot, "png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("error", [0.0, 0.01, np.nan])
+def test_pareto_is_drawn_whatever_is_known_of_errors(tmp_path, error):
+    record = made_up_benchmark(methods=("fp32", "exact", "block64", "lean2", "lean4"))
+    record["gradient_error"][:] = error
+    plot = plot_pareto(collected(tmp_path, record))
+    assert render(plot, "png").startswith(b"\x89PNG")
+
+
+def test_the_front_joins_what_nothing_beats_in_both(tmp_path):
+    """lean1 is the fastest and the smallest: made slow, lean2 is fastest."""
+    methods = ("pyg-eager", "exact", "lean1", "lean2", "lean4")
+    record = made_up_benchmark(methods=methods)
+    record["epoch_time"][2] *= 4
+    (front,) = layer_data(plot_pareto(collected(tmp_path, record)), "geom_step")
+    assert front["label"].tolist() == ["lean INT2", "lean INT1"]
+
+
+def test_labels_hide_no_point_and_no_label():
+    """Thirty points in a cluster: no two labels overlap, none covers a point."""
+    generator = np.random.default_rng(0)
+    x, y = 3 + 0.8 * generator.normal(size=30), 1.5 + 0.4 * generator.normal(size=30)
+    widths, height, panel = np.full(30, 0.6), 0.1, (6.0, 3.0)
+    cx, cy = place_labels(x, y, widths, height, panel)
+    for i in range(30):
+        beside = np.abs(cx[i] - cx) >= 0.6 - 1e-9
+        assert np.sum(beside | (np.abs(cy[i] - cy) >= height - 1e-9)) == 29
+        assert np.all((np.abs(cx[i] - x) > 0.3) | (np.abs(cy[i] - y) > height / 2))
+    assert np.all((cx >= 0.3) & (cx <= 5.7) & (cy >= 0.05) & (cy <= 2.95))
+    np.testing.assert_array_equal(place_labels(x, y, widths, height, panel), (cx, cy))
+
+
+def test_scaling_has_a_line_for_each_method_and_direction(benchmarks):
+    """arxiv_shape is one of the sizes; flickr_shape has features of another width."""
+    data = plot_scaling(benchmarks).data
+    nodes, width, depth = data["panel"].cat.categories
+    assert (nodes[:5], width[:5], depth[:5]) == ("nodes", "width", "depth")
+    lean = data[data["label"] == "lean INT2"].groupby("panel", observed=True)["size"]
+    sizes = {panel: sorted(values) for panel, values in lean}
+    assert sizes == {
+        nodes: sorted([*SCALED.values(), 169_343.0]),
+        width: [64, 128, 256],
+        depth: [2, 3, 4, 8],
+    }
+    assert set(data["label"]) == {
+        BENCHMARK[name][0]
+        for name in ("pyg-eager", "pyg-checkpointing", "exact", "lean2")
+    }
+    one = data[(data["label"] == "lean INT2") & (data["size"] == 1e6)]
+    assert one["peak"].iloc[0] == pytest.approx(254.7 * 1e6 / 169_343)
+
+
+def test_two_sizes_make_no_line(benchmarks):
+    few = np.isin(benchmarks["measurement_graph"].values, ["nodes_10k", "nodes_30k"])
+    (layer,) = plot_scaling(benchmarks.isel(measurement=few)).layers
+    assert "not measured" in layer.geom.aes_params["label"]
+
+
+def test_ablation_shows_multiples_of_the_full_layout(benchmarks):
+    data = plot_ablation(benchmarks).data
+    assert list(data["idea"].cat.categories) == [
+        "every idea",
+        *(f"without {idea.replace('_', ' ')}" for idea in ABLATION),
+    ]
+    ratios = data.pivot(index="idea", columns="quantity", values="ratio")
+    kept, held, slower, worse = np.array([(0, 0, 1, 1), *ABLATION.values()]).T
+    np.testing.assert_allclose(ratios["kept for backward"], 1 + kept / 11.4)
+    np.testing.assert_allclose(ratios["step peak"], 1 + held / 254.7)
+    np.testing.assert_allclose(ratios["time per epoch"], slower)
+    np.testing.assert_allclose(ratios["gradient error"], worse)
+    first = data[data["idea"] == "every idea"]["value"].str.strip().tolist()
+    assert first == ["11.4 MiB", "254.7 MiB", "1.24 s", "4.2e-02"]
+
+
+@pytest.mark.parametrize("name", ["pareto", "scaling", "ablation"])
+def test_figures_of_benchmarks_are_drawn(benchmarks, name):
+    plot = plot_figure(name, benchmarks, [], made_up_boundaries())
+    assert len(plot.layers) > 1
     assert render(plot, "png").startswith(b"\x89PNG")

@@ -4,7 +4,13 @@ import copy
 
 import pytest
 
-from pipeline_src.experiment.plans import capture_plans, measurement_plans, run_specs
+from pipeline_src.experiment.plans import (
+    byte_book_specs,
+    capture_plans,
+    measurement_plans,
+    run_specs,
+    sizes_vary,
+)
 
 STEP = {
     "learning_rate": 0.1,
@@ -161,3 +167,33 @@ def test_a_graph_and_a_model_meet_in_one_entry(config, key, plans):
     config[key].append(config[key][0])
     with pytest.raises(ValueError, match=rf"{key}: digits-\S+ occurs 2 times"):
         plans(config)
+
+
+def test_byte_books_are_counted_one_row_at_a_time():
+    entry = {
+        "graphs": ["arxiv_shape", "products_shape"],
+        "models": ["sage-2x8"],
+        "methods": ["fp32", "block4"],
+        "training": STEP,
+    }
+    specs = byte_book_specs({**CONFIG, "byte_books": [entry]})
+    assert [(spec.graph, spec.method.name) for spec in specs] == [
+        ("arxiv_shape", "fp32"),
+        ("arxiv_shape", "block4"),
+        ("products_shape", "fp32"),
+        ("products_shape", "block4"),
+    ]
+    assert specs[1].method.rows_per_block == 4
+
+
+def test_growth_needs_three_sizes_of_a_graph_or_of_a_model():
+    entry = CONFIG["measurements"][0]
+
+    def vary(graphs, models):
+        asked = {**CONFIG, "measurements": [{**entry, "graphs": graphs}]}
+        asked["measurements"][0]["models"] = models
+        return sizes_vary(measurement_plans(asked))
+
+    both = list(CONFIG["models"])
+    assert not vary(["digits", "cora"], both)
+    assert vary(["digits", "cora", "pubmed"], both[:1])

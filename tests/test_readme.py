@@ -4,12 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
+from made_up_records import made_up_benchmark
 
+from pipeline_src.experiment.collecting import collect_runs
 from pipeline_src.experiment.publishing import (
     fill_marked_places,
     marked_places,
     publish,
 )
+from pipeline_src.experiment.records import write_dataset
+from pipeline_src.experiment.tables.table import to_csv
+from pipeline_src.experiment.tables.training import training_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,4 +60,48 @@ def test_publishing_copies_files_and_fills_the_marks(tmp_path):
 
 def test_publishing_a_run_that_was_not_made_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="make the run mine first"):
+        publish("mine", tmp_path)
+
+
+def made_run(root, name, methods, device="NVIDIA H200"):
+    """A finished run with its table of training and a table of kernels."""
+    run = root / "results" / name
+    (run / "tables").mkdir(parents=True)
+    (run / "report.html").write_text("report")
+    (root / "README.md").write_text("nothing marked")
+    record = made_up_benchmark(methods=methods)
+    record.attrs["provenance"] = f'{{"device": "{device}"}}'
+    write_dataset(record, run / "m.nc")
+    runs = collect_runs([], [run / "m.nc"])
+    write_dataset(runs, run / "runs.nc")
+    (run / "tables" / "training.csv").write_text(to_csv(training_table(runs)))
+    return run
+
+
+def test_benchmarks_are_published_under_the_name_of_their_device(tmp_path):
+    run = made_run(tmp_path, "mine", ("pyg-eager", "lean2"))
+    (run / "tables" / "kernels.csv").write_text("kernel,time_s\n")
+    published = tmp_path / "results" / "published"
+    copies = {
+        published / f"benchmark_{name}_h200.csv" for name in ("training", "kernels")
+    }
+    assert copies <= set(publish("mine", tmp_path))
+    for copy in copies:
+        name = copy.name.split("_")[1]
+        assert copy.read_text() == (run / "tables" / f"{name}.csv").read_text()
+
+
+def test_training_without_a_reference_is_no_benchmark(tmp_path):
+    """Publishing another run must not overwrite the benchmark's table."""
+    made_run(tmp_path, "mine", ("exact", "lean2"))
+    publish("mine", tmp_path)
+    assert not list((tmp_path / "results" / "published").glob("benchmark_*"))
+
+
+def test_a_benchmark_of_two_devices_is_refused(tmp_path):
+    run = made_run(tmp_path, "mine", ("pyg-eager", "lean2"))
+    other = made_up_benchmark("flickr_shape", "sage-2x256", ("pyg-eager",))
+    write_dataset(other, run / "other.nc")
+    write_dataset(collect_runs([], [run / "m.nc", run / "other.nc"]), run / "runs.nc")
+    with pytest.raises(ValueError, match=r"one device, got \['NVIDIA H200', 'cpu'\]"):
         publish("mine", tmp_path)

@@ -7,9 +7,12 @@ import json
 import numpy as np
 import pytest
 from made_up_records import (
+    ABLATION,
+    BENCHMARK,
     METHODS,
     MIB,
     PUBLISHED,
+    made_up_benchmark,
     made_up_boundaries,
     made_up_collection,
     made_up_distributions,
@@ -19,11 +22,16 @@ from made_up_records import (
 
 from pipeline_src.experiment.collecting import collect_runs
 from pipeline_src.experiment.records import run_record, write_dataset
+from pipeline_src.experiment.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
+from pipeline_src.experiment.tables.ablation import ablation_table
 from pipeline_src.experiment.tables.accuracy import accuracy_table, paired_interval
 from pipeline_src.experiment.tables.boundaries import boundaries_table
+from pipeline_src.experiment.tables.byte_books import byte_books_table
 from pipeline_src.experiment.tables.distributions import distribution_table
 from pipeline_src.experiment.tables.memory import memory_table
 from pipeline_src.experiment.tables.table import NOT_MEASURED, to_csv, to_markdown
+from pipeline_src.experiment.tables.training import training_table
+from pipeline_src.gnn.graph_sizes import GRAPH_SIZES
 
 
 def collect(folder, accuracies, epoch_time=0.5):
@@ -229,3 +237,113 @@ def test_another_layout_is_compared_with_exact_at_its_bits(tmp_path):
     write_dataset(measurement, tmp_path / "m.nc")
     ratios = memory_table(collect_runs([], [tmp_path / "m.nc"])).values["EXACT / saved"]
     np.testing.assert_allclose(ratios, [1, 30.47 / 25.56])
+
+
+def benchmark(folder, *arguments, **changes):
+    record = made_up_benchmark(*arguments, **changes)
+    write_dataset(record, folder / "b.nc")
+    return collect_runs([], [folder / "b.nc"])
+
+
+def test_training_gives_every_measured_number_and_the_ratio_to_eager(tmp_path):
+    """Medians: 4.1 s eager, 1.24 s lean. Times are 0.97 to 1.05 of the median."""
+    table = training_table(benchmark(tmp_path))
+    csv_columns = to_csv(table).splitlines()[0].split(",")
+    assert csv_columns[:9] == [
+        *("graph", "model", "method", "saved_mib", "peak_mib", "resident_mib"),
+        *("epoch_time_s", "epoch_time_ratio", "gradient_error"),
+    ]
+    rows = table.values.set_index("method")
+    assert rows.index.tolist() == [label for label, *_ in BENCHMARK.values()]
+    lean = rows.loc["lean INT2"]
+    assert lean["saved_mib"] == pytest.approx(11.4)
+    assert lean["saved_with_loss_mib"] == pytest.approx(25.4)
+    assert lean["peak_mib"] == pytest.approx(254.7)
+    assert lean["resident_mib"] == pytest.approx(112.7)
+    assert lean["epoch_time_s"] == pytest.approx(1.24)
+    assert lean["epoch_time_min_s"] == pytest.approx(0.97 * 1.24)
+    assert lean["epoch_time_max_s"] == pytest.approx(1.05 * 1.24)
+    assert lean["epoch_time_ratio"] == pytest.approx(1.24 / 4.1)
+    assert lean["gradient_error"] == pytest.approx(0.042)
+    assert lean["first_step_time_s"] == pytest.approx(21.24)
+    shown = table.shown.set_index("method").loc["lean INT2"]
+    assert shown["time per epoch [s] (min … max)"] == "1.24 (1.20 … 1.30)"
+    assert shown["time / PyG eager"] == "0.30"
+    assert shown["gradient error"] == "4.2e-02"
+
+
+def test_training_without_eager_or_time_or_error_says_so(tmp_path):
+    """NaN for programs, words for readers; another graph's eager does not stand in."""
+    first = made_up_benchmark("flickr_shape", "sage-2x256", ("pyg-eager", "exact"))
+    second = made_up_benchmark(methods=("pyg-compiled", "lean2"))
+    second["epoch_time"][1] = np.nan
+    second["gradient_error"][1] = np.nan
+    paths = [tmp_path / "1.nc", tmp_path / "2.nc"]
+    for path, record in zip(paths, (first, second), strict=True):
+        write_dataset(record, path)
+    table = training_table(collect_runs([], paths))
+    np.testing.assert_allclose(
+        table.values["epoch_time_ratio"], [1, 2.5 / 4.1, np.nan, np.nan]
+    )
+    row = list(csv.DictReader(io.StringIO(to_csv(table))))[-1]
+    for column in ("epoch_time_s", "epoch_time_ratio", "gradient_error"):
+        assert np.isnan(float(row[column]))
+    shown = table.shown.iloc[-1]
+    assert shown["time per epoch [s] (min … max)"] == NOT_MEASURED
+    assert shown["gradient error"] == NOT_MEASURED
+    assert "NaN" not in to_markdown(table)
+
+
+def test_ablation_compares_each_variant_with_its_full_layout(tmp_path):
+    """Against the factors that the records were made up with."""
+    rows = ablation_table(benchmark(tmp_path)).values
+    assert rows["without"].tolist() == [
+        "nothing",
+        *(idea.replace("_", " ") for idea in ABLATION),
+    ]
+    expected = np.array([(0.0, 0.0, 1.0, 1.0), *ABLATION.values()])
+    found = rows[
+        [
+            "saved_difference_mib",
+            "peak_difference_mib",
+            "epoch_time_ratio",
+            "gradient_error_ratio",
+        ]
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_ablation_pairs_equal_settings_and_may_be_empty(tmp_path):
+    """A variant at 2 bits is not compared with 4 bits; alone it has no row."""
+    methods = ("lean4", "lean2-no-sided-codes", "exact")
+    table = ablation_table(benchmark(tmp_path, methods=methods))
+    assert table.values.empty
+    assert "(not measured in this configuration)" in to_markdown(table)
+    assert ablation_table(benchmark(tmp_path, methods=("lean2",))).values.empty
+
+
+def test_a_projected_copy_does_not_part_a_variant_from_its_layout(tmp_path):
+    record = made_up_benchmark(methods=("lean2", "lean2-no-rebuilt-input"))
+    specs = json.loads(record.attrs["specs"])
+    specs[1]["method"]["projection_ratio"] = 8
+    record.attrs["specs"] = json.dumps(specs)
+    write_dataset(record, tmp_path / "m.nc")
+    assert len(ablation_table(collect_runs([], [tmp_path / "m.nc"])).values) == 2
+
+
+def test_byte_books_count_from_shapes(tmp_path):
+    """products_shape, 3 x 256 without BatchNorm: 16,481 MiB in full precision."""
+    model = ModelSpec("sage", "sage", 3, 256, 0.5, batch_norm=False)
+    training = TrainingSpec(1, 0.01, 0.0, None, "log_cross_entropy")
+    methods = [
+        MethodSpec("fp32", "FP32", "full"),
+        MethodSpec("exact", "EXACT", "exact", 2, 8),
+    ]
+    specs = [
+        RunSpec("products_shape", model, method, training, (0,)) for method in methods
+    ]
+    rows = byte_books_table(specs).values
+    assert rows["num_nodes"].tolist() == [GRAPH_SIZES["products_shape"].num_nodes] * 2
+    assert rows["saved_mib"].tolist() == pytest.approx([16_481, 447], abs=1)
+    assert rows["compression_ratio"].tolist() == pytest.approx([1, 16_481 / 447], 0.01)
+    assert (rows["saved_with_loss_mib"] > rows["saved_mib"]).all()

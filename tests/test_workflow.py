@@ -112,7 +112,7 @@ def test_entry_files_are_short_and_hold_no_functions():
 
 RESULTS = {
     "solve_boundaries": 1,
-    "measure_runs": 2,
+    "benchmark_training": 2,
     "collect_runs": 1,
     "check_results": 1,
     "plot_figure": 7,
@@ -132,7 +132,7 @@ PLANETOID = RESULTS | {
     "capture_activations": 4,
     "fit_distributions": 4,
     "train_run": 4 * 4,  # graphs, each with its model, x methods
-    "measure_runs": 1,
+    "benchmark_training": 1,
 }
 PAPER = RESULTS | {
     "fetch_graph": 2,
@@ -140,6 +140,12 @@ PAPER = RESULTS | {
     "capture_activations": 2,
     "fit_distributions": 2,
     "train_run": 2 * 10 * 2,  # graphs x methods x blocks of seeds
+}
+BENCHMARK = RESULTS | {
+    "prepare_graph": 2 + 5,  # of published sizes, and of growing ones
+    "benchmark_training": 2 + 5 + 6,  # with rivals, growing graphs, growing models
+    "plot_figure": 6,  # none of what trainings reached
+    "write_byte_books": 1,
 }
 
 
@@ -150,12 +156,13 @@ PAPER = RESULTS | {
         (("--snakefile", "workflow/Snakefile"), DEFAULT),
         (("--configfile", "config/planetoid.yaml"), PLANETOID),
         (("--configfile", "config/paper.yaml"), PAPER),
+        (("--configfile", "config/benchmark.yaml"), BENCHMARK),
         (
             ("--configfile", "config/paper.yaml", "--replace-workflow-config"),
             PAPER,
         ),
     ],
-    ids=["default", "inner", "planetoid", "paper", "paper-alone"],
+    ids=["default", "inner", "planetoid", "paper", "benchmark", "paper-alone"],
 )
 def test_a_configuration_asks_for_these_jobs(checkout, arguments, jobs):
     """In an empty folder, so that nothing is there already."""
@@ -200,7 +207,12 @@ CHECKED = DOWNSTREAM | {"collect_runs", "check_results"}
         ),
         (
             "experiment/training.py",
-            {"train_run", "measure_runs", "capture_activations", "fit_distributions"}
+            {
+                "train_run",
+                "benchmark_training",
+                "capture_activations",
+                "fit_distributions",
+            }
             | CHECKED,
         ),
         ("gnn/fetching.py", set()),
@@ -233,7 +245,11 @@ def test_a_file_written_again_unchanged_runs_nothing(finished):
         # A sixth and seventh seed: one new block for each of the ten cells.
         ("seeds: 5\n", "seeds: 7\n", {"train_run": 10}),
         ("{epochs: 60, learning_rate: 0.01", "{epochs: 61, learning_rate: 0.01", None),
-        ("label: EXACT,", "label: EXACT INT2,", {"train_run": 2, "measure_runs": 2}),
+        (
+            "label: EXACT,",
+            "label: EXACT INT2,",
+            {"train_run": 2, "benchmark_training": 2},
+        ),
         ("device: auto", "device: cpu", {}),
         ("compile: auto", "compile: false", {}),
         ("[1, 20, 60]", "[1, 60]", {"capture_activations": 1, "fit_distributions": 1}),
@@ -252,7 +268,7 @@ def test_a_changed_key_runs_again_what_it_changes(finished, old, new, jobs):
         path.write_text(original, encoding="utf-8")
     computing = {
         "train_run",
-        "measure_runs",
+        "benchmark_training",
         "capture_activations",
         "fit_distributions",
     }
@@ -333,11 +349,41 @@ def test_a_tiny_run_goes_from_graph_to_report(tmp_path):
 
     results = tmp_path / "results" / "tiny"
     assert len(list((results / "runs").glob("*.nc"))) == 2
-    assert len(list((results / "tables").glob("*"))) == 8
+    assert len(list((results / "tables").glob("*"))) == 12
     assert len(list((results / "figures").glob("*"))) == 7
     assert all(path.stat().st_size for path in results.glob("[!l]*/*"))  # not the logs
     assert "<html" in (results / "report.html").read_text(encoding="utf-8")
     assert not list(results.rglob("*.tmp"))
 
     again = call(*start, "--cores", "2", environment=bare)
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+UNTRAINED = """
+sweeps: []
+captures: []
+byte_books:
+  - {graphs: [products_shape], models: [sage-2x16], methods: [fp32, exact]}
+"""
+
+
+@pytest.mark.slow
+def test_a_benchmark_needs_no_training(tmp_path):
+    """Measurements and byte books alone, with real scripts, to the report."""
+    kept = TINY.partition("sweeps:")[0]
+    measurements = "measurements:" + TINY.partition("measurements:")[2]
+    measurements = measurements.partition("captures:")[0]
+    (tmp_path / "config").mkdir()
+    text = kept + measurements + UNTRAINED + "figures: {formats: [svg]}\n"
+    (tmp_path / "config" / "config.yaml").write_text(text)
+    start = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path))
+    output = snakemake(*start, "--cores", "2")
+    assert "# Training" in output, "the summary prints the benchmark"
+    results = tmp_path / "results" / "tiny"
+    tables = {path.name for path in (results / "tables").glob("*.csv")}
+    assert {"training.csv", "ablation.csv", "byte_books.csv"} <= tables
+    figures = {path.stem for path in (results / "figures").glob("*")}
+    assert figures == {"boundaries", "memory_block_size", "epoch_time_block_size"}
+    assert (results / "report.html").exists()
+    again = call("snakemake", *start, "--cores", "2")
     assert "Nothing to be done" in again.stdout + again.stderr

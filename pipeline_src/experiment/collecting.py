@@ -23,13 +23,22 @@ from pipeline_src.experiment.records import (
     read_dataset,
     text_coord,
 )
+from pipeline_src.gnn.graph_sizes import GRAPH_SIZES
 
 METHOD_COORDS = {
     "policy": "layout of what is kept for backward",
+    "technique": "how PyTorch Geometric saves memory",
     "bits": "bits per code",
     "projection_ratio": "features per projected feature",
     "rows_per_block": "rows per quantisation block (G/R)",
     "boundaries": "how bin boundaries are placed",
+    "layer_bits": "bits per code of each hidden layer, where they differ",
+    "without": "ideas of the lean layout that are switched off",
+}
+MODEL_COORDS = {"num_layers": "number of convolutions", "hidden": "hidden features"}
+GRAPH_COORDS = {
+    "num_nodes": "number of nodes, NaN where not known beforehand",
+    "num_features": "number of input features, NaN where not known beforehand",
 }
 
 
@@ -124,12 +133,17 @@ def _setting_coords(
     }
     for name, long_name in METHOD_COORDS.items():
         values = [spec["method"][name] for spec in specs]
-        if name in ("policy", "boundaries"):
-            coords[name] = text_coord(dim, values, long_name)
+        if name in ("layer_bits", "without"):
+            values = [", ".join(map(str, value)) for value in values]
+        if name in ("bits", "projection_ratio", "rows_per_block"):
+            coords[name] = dim, np.asarray(values, np.int64), attributes("1", long_name)
         else:
-            coords[name] = (
-                dim,
-                np.asarray(values, np.int64),
-                attributes("1", long_name),
-            )
+            coords[name] = text_coord(dim, values, long_name)
+    for name, long_name in MODEL_COORDS.items():
+        values = [spec["model"][name] for spec in specs]
+        coords[name] = dim, np.asarray(values, np.int64), attributes("1", long_name)
+    sizes = [GRAPH_SIZES.get(spec["graph"]) for spec in specs]
+    for name, long_name in GRAPH_COORDS.items():
+        known = [np.nan if one is None else getattr(one, name) for one in sizes]
+        coords[name] = dim, np.asarray(known, np.float64), attributes("1", long_name)
     return {f"{prefix}{name}": coord for name, coord in coords.items()}

@@ -12,7 +12,12 @@ from typing import Any
 
 import yaml
 
-from pipeline_src.experiment.plans import capture_plans, measurement_plans, run_specs
+from pipeline_src.experiment.plans import (
+    byte_book_specs,
+    capture_plans,
+    measurement_plans,
+    run_specs,
+)
 from pipeline_src.experiment.schemas import fill_defaults, problems, remedy, shown
 
 # Keys of a method that say nothing under the other policies, which refuse them.
@@ -73,7 +78,7 @@ def checked_configuration(
         method.setdefault("bits", NOT_COMPRESSED)
     filled["compile"] = str(filled["compile"]).lower()
     _refuse(list(_problems_of_names(filled)))
-    for plan in (run_specs, measurement_plans, capture_plans):
+    for plan in (run_specs, measurement_plans, capture_plans, byte_book_specs):
         try:
             plan(filled)
         except ValueError as error:
@@ -170,7 +175,8 @@ def _problems_of_pyg(method: Mapping[str, Any], path: str) -> Iterator[str]:
 
 
 def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
-    for section in ("sweeps", "measurements", "captures"):
+    yield from _problems_of_byte_books(config)
+    for section in ("sweeps", "measurements", "captures", "byte_books"):
         for index, entry in enumerate(config[section]):
             path = f"{section}[{index}]"
             for kind in ("models", "methods"):
@@ -192,6 +198,23 @@ def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
                         f"{path}.method: {name!r} compresses nothing that could be "
                         "observed; take a method of 1, 2, 4 or 8 bits"
                     )
+
+
+def _problems_of_byte_books(config: Mapping[str, Any]) -> Iterator[str]:
+    for index, entry in enumerate(config["byte_books"]):
+        for name in entry["methods"]:
+            method = config["methods"].get(name, {"policy": "full"})
+            widths = method.get("layer_bits") or [method.get("bits")]
+            if (
+                method["policy"] == "pyg"
+                or method.get("without")
+                or (method["policy"] == "lean" and NOT_COMPRESSED in widths)
+            ):
+                yield (
+                    f"byte_books[{index}].methods: {name!r} has no byte book, which "
+                    "is there for policies full, exact, and lean with at most 8 bits "
+                    "and nothing switched off; list it under measurements"
+                )
 
 
 def _problems_of_layer_bits(

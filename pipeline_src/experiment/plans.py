@@ -1,7 +1,8 @@
 """What a checked configuration asks for, as lists of specifications.
 
 A sweep names graphs, models and methods; their product, with the seeds cut into
-blocks, gives the cells to train. Measurements and captures name them the same way.
+blocks, gives the cells to train. Measurements, captures and byte books name them the
+same way.
 The Snakefile imports this module at every start, so it stays light.
 """
 
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline_src.experiment.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
+
+MIN_SIZES = 3  # of a graph or a model; fewer show no growth
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,19 @@ def measurement_plans(config: Mapping[str, Any]) -> list[MeasurementPlan]:
     return plans
 
 
+def sizes_vary(plans: Iterable[MeasurementPlan]) -> bool:
+    """Whether a model is measured on several graphs, or a graph with several models.
+
+    >>> sizes_vary([])
+    False
+    """
+    places = {(plan.specs[0].graph, plan.specs[0].model.name) for plan in plans}
+    graphs, models = ([place[i] for place in places] for i in (0, 1))
+    return max(map(models.count, models), default=0) >= MIN_SIZES or (
+        max(map(graphs.count, graphs), default=0) >= MIN_SIZES
+    )
+
+
 def capture_plans(config: Mapping[str, Any]) -> list[CapturePlan]:
     """Every capture of activations that a checked configuration asks for.
 
@@ -122,6 +138,28 @@ def capture_plans(config: Mapping[str, Any]) -> list[CapturePlan]:
     ]
     _refuse_repeated_names("captures", [plan.name for plan in plans])
     return plans
+
+
+def byte_book_specs(config: Mapping[str, Any]) -> list[RunSpec]:
+    """What a checked configuration wants counted from shapes: one run for each row.
+
+    Raises:
+        ValueError: if two entries count the same graph, model and method.
+    """
+    specs = [
+        _spec(config, entry, graph, model, method, (0,), 1)
+        for entry in config["byte_books"]
+        for graph in entry["graphs"]
+        for model in entry["models"]
+        for method in entry["methods"]
+    ]
+    names = [f"{spec.graph}-{spec.model.name}-{spec.method.name}" for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"byte_books: {name} occurs {names.count(name)} times; leave one out"
+            )
+    return specs
 
 
 def _cells_of_sweep(

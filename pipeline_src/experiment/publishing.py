@@ -9,16 +9,26 @@ The README shows tables and figures of published results between marks such as
 `publish` copies what one configuration made to results/published/, and writes the
 marked places anew; `marked_places` lets a test compare them with the files. Nothing
 between marks is typed by hand.
+
+Benchmarks are also kept for each device, as benchmark_training_cpu.csv or
+benchmark_kernels_h200.csv, so that one run may be published from several machines.
 """
 
+import csv
+import json
+import math
 import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline_src.experiment.records import read_dataset
+
 _MARKED = re.compile(r"(<!-- from (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PUBLISHED = Path("results/published")
+# Words of a GPU's name that tell nothing.
+_MAKERS = {"nvidia", "geforce", "tesla", "quadro", "amd", "radeon", "instinct"}
 
 
 def marked_places(readme: str) -> Iterator[tuple[Path, str]]:
@@ -43,8 +53,12 @@ def fill_marked_places(readme: str, root: Path) -> str:
 def publish(run: str, root: Path) -> list[Path]:
     """Copy a run's tables and figures to results/published/, and fill the README.
 
+    Tables of a benchmark are copied once more under the name of its device: that of
+    kernels, and that of training if it holds a time to compare with.
+
     Raises:
         FileNotFoundError: if the run has not been made.
+        ValueError: if a benchmark was not measured on one device.
     """
     source, target = root / "results" / run, root / PUBLISHED / run
     if not (source / "report.html").exists():
@@ -53,10 +67,63 @@ def publish(run: str, root: Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, target / file.name)
+    published = [target / file.name for file in files]
+    published += _publish_benchmarks(source, target.parent)
     readme = root / "README.md"
     text = fill_marked_places(readme.read_text(encoding="utf-8"), root)
     readme.write_text(text, encoding="utf-8")
-    return sorted(target / file.name for file in files)
+    return sorted(published)
+
+
+def device_slug(device: str) -> str:
+    """Short name of a device for a file.
+
+    >>> device_slug("NVIDIA H200"), device_slug("NVIDIA A100-SXM4-80GB")
+    ('h200', 'a100-sxm4-80gb')
+    >>> device_slug("cpu")
+    'cpu'
+    """
+    words = re.findall(r"[a-z0-9]+", device.lower())
+    return "-".join(word for word in words if word not in _MAKERS)
+
+
+def _publish_benchmarks(source: Path, target: Path) -> list[Path]:
+    """Copy what the run has of benchmark tables; return where to."""
+    tables = {
+        name: source / "tables" / f"{name}.csv" for name in ("training", "kernels")
+    }
+    chosen = [
+        name
+        for name, path in tables.items()
+        if path.exists() and (name == "kernels" or _has_ratios(path))
+    ]
+    if not chosen:
+        return []
+    slug = device_slug(_device_of(source))
+    copies = [target / f"benchmark_{name}_{slug}.csv" for name in chosen]
+    for name, copy in zip(chosen, copies, strict=True):
+        shutil.copyfile(tables[name], copy)
+    return copies
+
+
+def _has_ratios(path: Path) -> bool:
+    """Whether any method's time could be compared with the reference's."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return any(math.isfinite(float(row["epoch_time_ratio"])) for row in rows)
+
+
+def _device_of(source: Path) -> str:
+    """Name of the one device that a run was measured on."""
+    runs = read_dataset(source / "runs.nc")
+    texts = [*runs["measurement_provenance"].values, *runs["provenance"].values]
+    devices = sorted({json.loads(str(text))["device"] for text in texts})
+    if len(devices) != 1:
+        raise ValueError(
+            f"a published benchmark is of one device, got {devices} in"
+            f" {source}/runs.nc; make the run anew on one machine"
+        )
+    return str(devices[0])
 
 
 if __name__ == "__main__":

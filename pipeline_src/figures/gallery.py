@@ -5,21 +5,27 @@ from collections.abc import Sequence
 import xarray as xr
 from plotnine import ggplot
 
+from pipeline_src.figures.ablation import plot_ablation
 from pipeline_src.figures.block_size import (
     plot_epoch_time_block_size,
     plot_memory_block_size,
 )
 from pipeline_src.figures.boundaries import plot_boundaries
+from pipeline_src.figures.pareto import plot_pareto
 from pipeline_src.figures.positions import (
     plot_position_histograms,
     plot_quantile_quantile,
 )
 from pipeline_src.figures.runs import plot_accuracy_memory, plot_training_curves
+from pipeline_src.figures.scaling import plot_scaling
 
 FIGURES = (
     "accuracy_memory",
     "memory_block_size",
     "epoch_time_block_size",
+    "pareto",
+    "scaling",
+    "ablation",
     "position_histograms",
     "quantile_quantile",
     "boundaries",
@@ -45,6 +51,12 @@ def plot_figure(
             return plot_memory_block_size(runs)
         case "epoch_time_block_size":
             return plot_epoch_time_block_size(runs)
+        case "pareto":
+            return plot_pareto(runs)
+        case "scaling":
+            return plot_scaling(runs)
+        case "ablation":
+            return plot_ablation(runs)
         case "position_histograms":
             return plot_position_histograms(distributions)
         case "quantile_quantile":

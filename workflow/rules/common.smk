@@ -15,7 +15,13 @@ from pipeline_src.experiment.configuration import (
     checked_configuration,
     read_schema,
 )
-from pipeline_src.experiment.plans import capture_plans, measurement_plans, run_specs
+from pipeline_src.experiment.plans import (
+    byte_book_specs,
+    capture_plans,
+    measurement_plans,
+    run_specs,
+    sizes_vary,
+)
 from pipeline_src.experiment.sources import imported_sources
 from pipeline_src.quant.compilers import plain_kernels_warning
 
@@ -39,17 +45,29 @@ config.update(CONFIG)  # what scripts see: device, compile, data_mirror, figures
 CELLS = {spec.cell: spec for spec in run_specs(CONFIG)}
 MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
 CAPTURES = {plan.name: plan for plan in capture_plans(CONFIG)}
+BYTE_BOOKS = byte_book_specs(CONFIG)
 FORMATS = CONFIG["figures"]["formats"]
 TABLES = [
     f"{table}.{ending}"
-    for table in ("accuracy", "memory", "distributions", "boundaries")
+    for table in (
+        "accuracy",
+        "memory",
+        "training",
+        "ablation",
+        "distributions",
+        "boundaries",
+        *(["byte_books"] if BYTE_BOOKS else []),
+    )
     for ending in ("md", "csv")
 ]
+METHODS = [spec.method for plan in MEASUREMENTS.values() for spec in plan.specs]
 FIGURES = [
-    "accuracy_memory",
-    "training_curves",
+    *(["accuracy_memory", "training_curves"] if CELLS else []),
     "boundaries",
     *(["memory_block_size", "epoch_time_block_size"] if MEASUREMENTS else []),
+    *(["pareto"] if any(method.policy == "pyg" for method in METHODS) else []),
+    *(["scaling"] if sizes_vary(MEASUREMENTS.values()) else []),
+    *(["ablation"] if any(method.without for method in METHODS) else []),
     *(["position_histograms", "quantile_quantile"] if CAPTURES else []),
 ]
 CAPTIONS = os.path.relpath(ROOT / "workflow" / "report" / "figure.rst")
@@ -127,6 +145,10 @@ def repeats_of_measurement(wildcards):
     return MEASUREMENTS[wildcards.plan].repeats
 
 
+def specs_of_byte_books(wildcards):
+    return [spec.to_params() for spec in BYTE_BOOKS]
+
+
 def graph_of_capture(wildcards):
     return graph_file(CAPTURES[wildcards.capture].spec.graph)
 
@@ -151,9 +173,9 @@ def warn_of_plain_kernels():
 
 
 def print_summary():
-    """The two tables that most readers want first, in the terminal."""
+    """The tables that most readers want first, in the terminal."""
     results = Path("results") / CONFIG["run"]
-    for table in ("accuracy", "memory"):
+    for table in ["accuracy", "memory"] if CELLS else ["training"]:
         path = results / "tables" / f"{table}.md"
         if path.exists():
             print(path.read_text(encoding="utf-8"))

@@ -40,6 +40,10 @@ rule write_tables:
         accuracy_csv="<results>/tables/accuracy.csv",
         memory_md="<results>/tables/memory.md",
         memory_csv="<results>/tables/memory.csv",
+        training_md="<results>/tables/training.md",
+        training_csv="<results>/tables/training.csv",
+        ablation_md="<results>/tables/ablation.md",
+        ablation_csv="<results>/tables/ablation.csv",
         distributions_md="<results>/tables/distributions.md",
         distributions_csv="<results>/tables/distributions.csv",
         boundaries_md="<results>/tables/boundaries.md",
@@ -51,6 +55,23 @@ rule write_tables:
         "../../environment.yml"
     script:
         "../scripts/write_tables.py"
+
+
+rule write_byte_books:
+    input:
+        sources=sources("write_byte_books"),
+    output:
+        byte_books_md="<results>/tables/byte_books.md",
+        byte_books_csv="<results>/tables/byte_books.csv",
+    log:
+        "<logs>/write_byte_books.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        specs=specs_of_byte_books,
+    script:
+        "../scripts/write_byte_books.py"
 
 
 rule plot_figure:

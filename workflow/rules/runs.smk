@@ -22,15 +22,15 @@ rule train_run:
         "../scripts/train_run.py"
 
 
-rule measure_runs:
+rule benchmark_training:
     input:
         graph=graph_of_measurement,
         boundaries=boundaries_of_measurement,
-        sources=sources("measure_runs"),
+        sources=sources("benchmark_training"),
     output:
         measurement="<results>/measurements/{plan}.nc",
     log:
-        "<logs>/measure_runs/{plan}.log",
+        "<logs>/benchmark_training/{plan}.log",
     conda:
         "../../environment.yml"
     threads: 1024  # scaled down to all cores: nothing else runs beside a clock
@@ -42,4 +42,4 @@ rule measure_runs:
         warmup=warmup_of_measurement,
         repeats=repeats_of_measurement,
     script:
-        "../scripts/measure_runs.py"
+        "../scripts/benchmark_training.py"

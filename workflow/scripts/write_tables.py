@@ -4,11 +4,13 @@ import logging
 from pathlib import Path
 
 from pipeline_src.experiment.records import read_dataset
+from pipeline_src.experiment.tables.ablation import ablation_table
 from pipeline_src.experiment.tables.accuracy import accuracy_table
 from pipeline_src.experiment.tables.boundaries import boundaries_table
 from pipeline_src.experiment.tables.distributions import distribution_table
 from pipeline_src.experiment.tables.memory import memory_table
 from pipeline_src.experiment.tables.table import to_csv, to_markdown
+from pipeline_src.experiment.tables.training import training_table
 
 
 def main(
@@ -23,6 +25,8 @@ def main(
     for name, table in {
         "accuracy": accuracy_table(runs),
         "memory": memory_table(runs),
+        "training": training_table(runs),
+        "ablation": ablation_table(runs),
         "distributions": distribution_table(distributions),
         "boundaries": boundaries_table(boundaries),
     }.items():

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 NOT_MEASURED = "not measured"
+NUMBER_MISSING = "NaN"  # the same in a CSV that programs read without being told
 
 # Set to the left; all others are numbers and set to the right.
 _TEXT_COLUMNS = {
@@ -20,6 +21,7 @@ _TEXT_COLUMNS = {
     "model",
     "method",
     "measured",
+    "without",
     "layer",
     "tensor",
     "projected",
@@ -35,6 +37,7 @@ class Table:
     note: str  # what the columns mean, one or two sentences
     values: pd.DataFrame
     shown: pd.DataFrame  # strings only
+    missing: str = NOT_MEASURED  # what stands in the CSV for NaN
 
 
 def to_markdown(table: Table) -> str:
@@ -51,9 +54,9 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return the numbers as CSV, six significant digits, missing ones said in words."""
+    """Return the numbers as CSV, six significant digits, missing ones said so."""
     return table.values.to_csv(
-        index=False, float_format="%.6g", na_rep=NOT_MEASURED, lineterminator="\n"
+        index=False, float_format="%.6g", na_rep=table.missing, lineterminator="\n"
     )
 
 

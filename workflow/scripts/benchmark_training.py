@@ -1,4 +1,4 @@
-"""Rule measure_runs: all methods on one graph and model in, one record out."""
+"""Rule benchmark_training: all methods on one graph and model in, one record out."""
 
 import logging
 from pathlib import Path
