@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from pipeline_src.experiment.spec import MethodSpec, RunSpec
 from pipeline_src.gnn.graphs import Graph
 from pipeline_src.gnn.lean import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork, Keep
+from pipeline_src.gnn.pyg_network import COMPILED, PygNetwork
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.quant.projection import count_projected
@@ -117,19 +119,7 @@ class Trainer:
         self.graph = graph
         self.device = graph.features.device
         compile = resolve_compile(spec.compile, self.device)
-        model = spec.model
-        self.model = GraphNetwork(
-            layer=model.layer,
-            num_features=graph.num_features,
-            hidden=model.hidden,
-            num_classes=graph.num_classes,
-            num_layers=model.num_layers,
-            dropout=model.dropout,
-            batch_norm=model.batch_norm,
-            keep=keep or keep_of(spec.method, boundaries_of, compile, self.device),
-            compile=compile,
-            lean=lean_of(spec.method, compile),
-        ).to(self.device)
+        self.model = build_network(spec, graph, boundaries_of, compile, keep)
         self.aggregation = self.model.aggregation(graph.adjacency)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
@@ -169,6 +159,51 @@ class Trainer:
         output = self.model(self.graph.features, self.aggregation)
         is_right = (output.argmax(dim=1) == self.graph.labels).to(torch.float32)
         return torch.stack([is_right[index].mean() for index in _splits(self.graph)])
+
+
+def build_network(
+    spec: RunSpec,
+    graph: Graph,
+    boundaries_of: BoundariesOf | None,
+    compile: str,
+    keep: Keep | None = None,  # replaces what the method of the spec keeps
+) -> GraphNetwork | PygNetwork:
+    """The network of a specification, on the device of the graph.
+
+    Raises:
+        ValueError: if the method asks for torch.compile and nothing may be compiled.
+    """
+    model, method, device = spec.model, spec.method, graph.features.device
+    shape: dict[str, Any] = {
+        "layer": model.layer,
+        "num_features": graph.num_features,
+        "hidden": model.hidden,
+        "num_classes": graph.num_classes,
+        "num_layers": model.num_layers,
+        "dropout": model.dropout,
+        "batch_norm": model.batch_norm,
+    }
+    network: GraphNetwork | PygNetwork
+    if method.policy == "pyg" and keep is None:
+        if method.technique in COMPILED and compile == "false":
+            raise ValueError(
+                f"method {method.name} is torch.compile itself, but compile is false "
+                "or no compiler was found; set compile: auto and install g++"
+            )
+        network = PygNetwork(
+            **shape,
+            technique=method.technique,
+            bits=method.bits,
+            memory_budget=method.memory_budget,
+        )
+    else:
+        network = GraphNetwork(
+            **shape,
+            keep=keep or keep_of(method, boundaries_of, compile, device),
+            compile=compile,
+            lean=lean_of(method, compile),
+        )
+    return network.to(device)
 
 
 def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
