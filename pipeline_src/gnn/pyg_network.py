@@ -27,9 +27,11 @@ than SAGEConv gives, and faster: elsewhere backward is PyTorch's, which transpos
 matrix at every step. autocast takes the operator too, because on a CPU GCNConv's
 product does not know bfloat16.
 
-Compiled Dropout draws numbers of its own. Where the first step after
-`torch.compiler.reset()` runs under `torch._inductor.config.patch(fallback_random=True)`
-it draws those of the other techniques.
+Compiled Dropout draws numbers of its own, which a budget draws again in backward
+rather than keep a mask. To compare gradients, run the first step after
+`torch.compiler.reset()` under `torch._inductor.config.patch(fallback_random=True)`:
+`compiled` then drops what the other techniques drop. `budget` has no such switch: it
+would drop other values in backward than it did in forward.
 """
 
 import contextlib
@@ -51,7 +53,7 @@ from torch_geometric.nn import GCNConv, SAGEConv
 
 from pipeline_src.gnn.aggregation import gcn_aggregation, mean_aggregation
 from pipeline_src.gnn.graphs import Adjacency
-from pipeline_src.gnn.models import GcnLayer, GraphNetwork
+from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.quant.bitmask import pack_mask
 from pipeline_src.quant.blockwise import compress_blocks, decompress_blocks
 
@@ -149,14 +151,16 @@ class PygNetwork(nn.Module):
     def copy_parameters(self, network: GraphNetwork) -> None:
         """Take the parameters and statistics of a network of the same shape."""
         self.norms.load_state_dict(network.norms.state_dict())
+        names = {  # PyTorch Geometric's: ours
+            "lin_l.weight": "neighbor.weight",
+            "lin_l.bias": "neighbor.bias",
+            "lin_r.weight": "root.weight",
+        }
+        if self.layer == "gcn":
+            names = {"lin.weight": "weight", "bias": "bias"}
         for own, other in zip(self.convolutions, network.convolutions, strict=True):
-            if isinstance(other, GcnLayer):
-                own.lin.weight.copy_(other.weight)
-                own.bias.copy_(other.bias)
-            else:
-                own.lin_l.weight.copy_(other.neighbor.weight)
-                own.lin_l.bias.copy_(other.neighbor.bias)
-                own.lin_r.weight.copy_(other.root.weight)
+            for theirs, name in names.items():
+                own.get_parameter(theirs).copy_(other.get_parameter(name))
 
     def aggregation(self, adjacency: Adjacency) -> PygAggregation:
         """The aggregation that this network uses on a graph, normalised once."""
@@ -272,7 +276,7 @@ def checkpointed_block(
     network: PygNetwork, index: int, x: Tensor, edges: Edges
 ) -> Tensor:
     """hidden_block that keeps its input alone; BatchNorm counts the batch once."""
-    norms = network.norms[index : index + 1]
+    norms = [cast(nn.BatchNorm1d, norm) for norm in network.norms[index : index + 1]]
     contexts = contextlib.nullcontext(), _keeping_statistics(norms)
     return checkpoint(
         hidden_block,
@@ -286,7 +290,7 @@ def checkpointed_block(
 
 
 @contextlib.contextmanager
-def _keeping_statistics(norms: nn.ModuleList) -> Iterator[None]:
+def _keeping_statistics(norms: list[nn.BatchNorm1d]) -> Iterator[None]:
     """BatchNorm normalises by its batch and leaves its running statistics alone."""
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
