@@ -16,7 +16,8 @@ from pipeline_src.experiment import byte_books
 from pipeline_src.experiment.byte_books import saved_bytes, saved_bytes_with_loss
 from pipeline_src.experiment.meters import ALLOCATION_UNIT, allocated_bytes
 from pipeline_src.experiment.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
-from pipeline_src.experiment.training import Trainer, measure_saved_memory
+from pipeline_src.experiment.step_memory import measure_saved_memory
+from pipeline_src.experiment.trainer import Trainer
 from pipeline_src.gnn.embedded_graphs import arxiv_shape, flickr_shape, synthetic_graph
 from pipeline_src.gnn.graph_sizes import GRAPH_SIZES
 

@@ -14,7 +14,7 @@ from pipeline_src.experiment.spec import (
     RunSpec,
     TrainingSpec,
 )
-from pipeline_src.experiment.training import Trainer
+from pipeline_src.experiment.trainer import Trainer
 from pipeline_src.gnn.embedded_graphs import synthetic_graph
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.projection import project

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from pipeline_src.experiment.configuration import read_schema
 from pipeline_src.experiment.meters import allocated_bytes, measure_memory
+from pipeline_src.experiment.networks import lean_of
 from pipeline_src.experiment.spec import MethodSpec, ModelSpec
-from pipeline_src.experiment.training import lean_of
 from pipeline_src.gnn import lean as lean_module
 from pipeline_src.gnn.embedded_graphs import synthetic_graph
 from pipeline_src.gnn.graphs import adjacency_from_edges

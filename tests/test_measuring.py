@@ -15,7 +15,8 @@ from pipeline_src.experiment.spec import (
     RunSpec,
     TrainingSpec,
 )
-from pipeline_src.experiment.training import Trainer, measure_step_memory
+from pipeline_src.experiment.step_memory import measure_step_memory
+from pipeline_src.experiment.trainer import Trainer
 from pipeline_src.gnn.embedded_graphs import synthetic_graph
 
 GRAPH = synthetic_graph(num_nodes=200, num_edges=1000, num_features=16)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline_src.experiment import training
 from pipeline_src.experiment.meters import allocated_bytes
+from pipeline_src.experiment.networks import block_size, keep_of
 from pipeline_src.experiment.records import RUN_CURVES, RUN_SCALARS
 from pipeline_src.experiment.spec import (
     MethodSpec,
@@ -19,15 +20,9 @@ from pipeline_src.experiment.spec import (
     RunSpec,
     TrainingSpec,
 )
-from pipeline_src.experiment.training import (
-    Trainer,
-    block_size,
-    keep_of,
-    measure_step_memory,
-    resolve_device,
-    train_run,
-    training_loss,
-)
+from pipeline_src.experiment.step_memory import measure_step_memory
+from pipeline_src.experiment.trainer import Trainer, resolve_device, training_loss
+from pipeline_src.experiment.training import train_run
 from pipeline_src.gnn.embedded_graphs import synthetic_graph
 
 GRAPH = synthetic_graph(num_nodes=200, num_edges=1000, num_features=16)

@@ -206,7 +206,7 @@ CHECKED = DOWNSTREAM | {"collect_runs", "check_results"}
             {"capture_activations", "fit_distributions"} | DOWNSTREAM,
         ),
         (
-            "experiment/training.py",
+            "experiment/trainer.py",
             {
                 "train_run",
                 "benchmark_training",

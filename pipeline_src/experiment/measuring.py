@@ -17,12 +17,12 @@ from torch import Tensor
 
 from pipeline_src.experiment import records
 from pipeline_src.experiment.meters import measure_time
+from pipeline_src.experiment.networks import BoundariesOf
 from pipeline_src.experiment.spec import MethodSpec, RunSpec
-from pipeline_src.experiment.training import (
-    BoundariesOf,
+from pipeline_src.experiment.step_memory import measure_step_memory
+from pipeline_src.experiment.trainer import (
     Trainer,
     describe_device,
-    measure_step_memory,
     resolve_device,
     training_loss,
 )

@@ -1,0 +1,129 @@
+"""A model, its optimiser and its data on one device, ready to take steps.
+
+The training step follows EXACT and its block-wise successor: full batch, Adam, clipped
+gradients, evaluation in full precision. A step never waits for the device.
+
+Everything random comes from the seed of the run: the parameters and Dropout from
+torch's generators, rounding and projections from a table of seeds drawn at the start.
+Methods that are run with the same seed start from the same parameters and, but for
+policy lean and what torch.compile draws, drop the same activations, so they can be
+compared in pairs.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline_src.experiment.networks import BoundariesOf, build_network
+from pipeline_src.experiment.spec import RunSpec
+from pipeline_src.gnn.graphs import Graph
+from pipeline_src.gnn.models import Keep
+from pipeline_src.quant.fusion import resolve_compile
+
+LOG_LOSS_OFFSET = 1 - math.log(2)  # of the log cross entropy, EXACT's training script
+
+
+class Trainer:
+    """A model, its optimiser and its data on one device, ready to take steps."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        graph: Graph,  # on the device to train on
+        boundaries_of: BoundariesOf | None,
+        seed: int,
+        keep: Keep | None = None,  # replaces what the method of the spec keeps
+    ) -> None:
+        """Seed torch's global generators and build what the specification names."""
+        torch.manual_seed(seed)
+        self.spec = spec
+        self.seed = seed
+        self.graph = graph
+        self.device = graph.features.device
+        compile = resolve_compile(spec.compile, self.device)
+        self.model = build_network(spec, graph, boundaries_of, compile, keep)
+        self.aggregation = self.model.aggregation(graph.adjacency)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=spec.training.learning_rate,
+            weight_decay=spec.training.weight_decay,
+        )
+        # Drawn on the CPU, so that every device rounds alike.
+        generator = torch.Generator().manual_seed(seed)
+        size = (spec.training.epochs, self.model.num_seeds)
+        seeds = torch.randint(-(2**31), 2**31, size, generator=generator)
+        self.seeds = seeds.to(torch.int32).to(self.device)
+
+    def logits(self, epoch: int) -> Tensor:
+        """Logits of the training nodes in training mode, (num_train, num_classes)."""
+        self.model.train()
+        seeds = self.seeds[epoch] if self.model.num_seeds else None
+        output = self.model(self.graph.features, self.aggregation, seeds)
+        return output[self.graph.train_index]
+
+    def step(self, epoch: int) -> Tensor:
+        """One training step; returns the loss, still on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        labels = self.graph.labels[self.graph.train_index]
+        loss = training_loss(self.logits(epoch), labels, self.spec.training.loss)
+        loss.backward()
+        if self.spec.training.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), self.spec.training.gradient_clip
+            )
+        self.optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """Train, validation and test accuracy, (3,), still on the device."""
+        self.model.eval()
+        output = self.model(self.graph.features, self.aggregation)
+        is_right = (output.argmax(dim=1) == self.graph.labels).to(torch.float32)
+        return torch.stack([is_right[index].mean() for index in splits(self.graph)])
+
+
+def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
+    """Mean loss over nodes.
+
+    "log_cross_entropy" is mean(log(e + CE) - log e) with e = 1 - ln 2: it grows slowly
+    for nodes that are badly wrong (the training script of EXACT).
+
+    Raises:
+        ValueError: if kind is unknown.
+    """
+    if kind == "cross_entropy":
+        return functional.cross_entropy(logits, labels)
+    if kind == "log_cross_entropy":
+        loss = functional.cross_entropy(logits, labels, reduction="none")
+        return (torch.log(LOG_LOSS_OFFSET + loss) - math.log(LOG_LOSS_OFFSET)).mean()
+    raise ValueError(
+        f"loss must be 'cross_entropy' or 'log_cross_entropy', got {kind!r}"
+    )
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" means on this machine.
+
+    Raises:
+        ValueError: if device is none of these, or "cuda" and there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no GPU; set device: auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def describe_device(device: torch.device) -> str:
+    """Name of the device for records."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def splits(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes to train, validate and test on."""
+    return graph.train_index, graph.validation_index, graph.test_index
