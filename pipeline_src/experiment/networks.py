@@ -43,7 +43,6 @@ def build_network(
         "dropout": model.dropout,
         "batch_norm": model.batch_norm,
     }
-    network: GraphNetwork | PygNetwork
     if method.policy == "pyg" and keep is None:
         # PyTorch Geometric takes seconds to import, and no other method needs it.
         from pipeline_src.gnn.pyg_network import COMPILED, PygNetwork
@@ -53,22 +52,18 @@ def build_network(
                 f"method {method.name} is torch.compile itself, but compile is false "
                 "or no compiler was found; set compile: auto and install g++"
             )
-        network = PygNetwork(
+        return PygNetwork(
             **shape,
             technique=method.technique,
             bits=method.bits,
             memory_budget=method.memory_budget,
-        )
-    else:
-        network = GraphNetwork(
-            **shape,
-            keep=keep or keep_of(method, boundaries_of, compile, device),
-            compile=compile,
-            lean=lean_of(
-                method, model, graph.num_features, boundaries_of, compile, device
-            ),
-        )
-    return network.to(device)
+        ).to(device)
+    return GraphNetwork(
+        **shape,
+        keep=keep or keep_of(method, boundaries_of, compile, device),
+        compile=compile,
+        lean=lean_of(method, model, graph.num_features, boundaries_of, compile, device),
+    ).to(device)
 
 
 def keep_of(
