@@ -64,7 +64,7 @@ def measured(model, method, graph, loss):
     return measure_saved_memory(trainer)
 
 
-def even_boundaries(bits, block_size):
+def even_boundaries(bits, block_size, sided):
     return [float(edge) for edge in range(2**bits)]
 
 

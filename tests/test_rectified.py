@@ -53,7 +53,12 @@ def encoded(y, norm, dropout, bits, seed=SEED, boundaries=None, fused=False):
     coder = RectifiedCoder(bits, 8, boundaries)
     means = side_means(y, norm) if coder.needs_means else None
     setting = RectifiedSetting(coder, norm, dropout, means, fused)
-    return h, encode(h, seed, 0, setting)
+    return h, encode(h, *buffers(len(y), coder), seed, 0, setting)
+
+
+def buffers(num_rows, coder):
+    packed = torch.empty(num_rows // 8, coder.bits, WIDTH, dtype=torch.uint8)
+    return packed, torch.empty(num_rows // 8, coder.num_ends, dtype=torch.bfloat16)
 
 
 def side_means(y, norm):
@@ -104,7 +109,7 @@ def test_rounding_stays_on_its_side_of_the_threshold(bits):
 def edges_of_active(codes, norm):
     """Edges on the active side of each block and feature, (rows, features, levels)."""
     coder = codes.setting.coder
-    low, high = (end.repeat_interleave(8)[:, None] for end in codes.ends.double())
+    low, high = (end.repeat_interleave(8)[:, None] for end in codes.ends.double().T)
     threshold = torch.minimum(torch.maximum(norm.threshold.double(), low), high)
     end = torch.where(norm.weight >= 0, high, low)
     steps = LEVELS[coder.bits][1] - 1
@@ -217,10 +222,7 @@ def test_sums_of_either_side(fused):
 def test_bytes_kept(bits):
     _, codes = encoded(rows(640), normalization(), 0.5, bits)
     assert codes.packed.nbytes == 640 * WIDTH * bits // 8
-    if bits == 1:
-        assert codes.ends is None
-    else:
-        assert codes.ends.nbytes == 2 * 2 * 640 // 8
+    assert codes.ends.nbytes == (0 if bits == 1 else 2 * 2 * 640 // 8)
 
 
 @pytest.mark.parametrize("bits", RECTIFIED_BITS)
@@ -230,7 +232,8 @@ def test_runs_of_rows_give_the_codes_of_all_rows(bits):
     h, whole = encoded(y, norm, 0.3, bits)
     parts, codes = y.clone(), []
     for run in (slice(0, 40), slice(40, 96)):
-        codes.append(encode(parts[run], SEED, run.start, whole.setting))
+        kept = buffers(run.stop - run.start, whole.setting.coder)
+        codes.append(encode(parts[run], *kept, SEED, run.start, whole.setting))
     assert torch.equal(parts, h)
     assert torch.equal(torch.cat([one.packed for one in codes]), whole.packed)
     outputs = torch.cat([one.output() for one in codes])
@@ -248,8 +251,7 @@ def test_compiled_equals_plain_to_the_bit(bits, boundaries):
         totals.append(codes.gradient_sums(gradient))
         moved = gradient.clone()
         codes.backpropagate(moved, *sums)
-        ends = codes.packed if codes.ends is None else codes.ends
-        results.append((h, codes.packed, ends, moved, codes.output()))
+        results.append((h, codes.packed, codes.ends, moved, codes.output()))
     for plain, fused in zip(*results, strict=True):
         assert torch.equal(plain, fused)
     assert torch.allclose(*totals, rtol=0, atol=96 * 2.0**-24 * 96 * 20)
@@ -261,7 +263,7 @@ def test_a_value_that_is_not_finite_marks_its_block(bad):
     y[9, 3] = bad
     _, codes = encoded(y, normalization(), 0.0, 2)
     assert not codes.is_finite
-    assert torch.isfinite(codes.ends).all(dim=0).tolist() == [True, False, True]
+    assert torch.isfinite(codes.ends).all(dim=1).tolist() == [True, False, True]
     _, codes = encoded(rows(24), normalization(), 0.0, 2)
     assert codes.is_finite
 

@@ -25,7 +25,7 @@ from pipeline_src.experiment.meters import allocated_bytes
 from pipeline_src.experiment.spec import MethodSpec, ModelSpec
 
 # Widths of codes for which lean keeps the mean of each side of each feature as well.
-SIDE_MEAN_BITS: tuple[int, ...] = ()
+SIDE_MEAN_BITS = (1, 2)
 BOOKED_POLICIES = ("full", "exact", "lean")
 
 
@@ -108,9 +108,10 @@ def lean_layer_tensors(
 ) -> Iterator[int]:
     """Bytes of each tensor that one hidden layer keeps in the lean layout.
 
-    Codes of rows padded to whole blocks, two bfloat16 per block in one tensor, and two
-    statistics per feature; without BatchNorm, the zeros and ones that stand for them
-    and for its weight. Narrow codes also keep the mean of each side of each feature.
+    Codes of rows padded to whole blocks, two bfloat16 per block in one tensor (one bit
+    has none), and two statistics per feature; without BatchNorm, the zeros and ones
+    that stand for them and for its weight. Codes of one or two bits also keep the mean
+    of each side of each feature.
 
     Raises:
         ValueError: if codes are not narrower than a byte or one.
@@ -119,10 +120,11 @@ def lean_layer_tensors(
         raise ValueError(f"lean keeps codes of 1, 2, 4 or 8 bits, got {bits}")
     num_blocks = math.ceil(num_nodes / method.rows_per_block)
     yield num_blocks * method.rows_per_block * model.hidden * bits // 8
-    yield 2 * 2 * num_blocks
+    if bits > 1:
+        yield 2 * 2 * num_blocks
     yield from [4 * model.hidden] * (2 if model.batch_norm else 3)
     if bits in SIDE_MEAN_BITS:
-        yield from [4 * model.hidden] * 2
+        yield 2 * 4 * model.hidden
 
 
 def _full_layer(

@@ -138,6 +138,10 @@ class Runs:
         ends = [*starts[1:], self.num_rows]
         return (slice(*pair) for pair in zip(starts, ends, strict=True))
 
+    def blocks(self, run: slice) -> slice:
+        """The blocks of a run."""
+        return slice(run.start // self.rows_per_block, run.stop // self.rows_per_block)
+
     def nodes(self, run: slice) -> slice:
         """The rows of a run that are no padding."""
         return slice(run.start, min(run.stop, self.num_nodes))
@@ -378,8 +382,17 @@ class _Keeping:
         drawn_again = "regenerated_dropout" not in recipe.without
         drawn = dropout if drawn_again else 0.0
         means = None
-        if isinstance(coder, RectifiedCoder) and coder.needs_means:
-            means = _side_means(y, runs, normalization)
+        if isinstance(coder, RectifiedCoder):
+            # One tensor for all runs, so that their number changes no byte.
+            blocks, per_block = (
+                runs.num_rows // runs.rows_per_block,
+                coder.rows_per_block,
+            )
+            shape = (blocks, per_block * coder.bits // 8, runs.width)
+            packed = y.new_empty(shape, dtype=torch.uint8)
+            ends = y.new_empty((blocks, coder.num_ends), dtype=torch.bfloat16)
+            if coder.needs_means:
+                means = _side_means(y, runs, normalization)
         kept = []
         for run in runs:
             part = y[run]
@@ -388,7 +401,8 @@ class _Keeping:
                 setting = RectifiedSetting(
                     coder, normalization, drawn, means, runs.fused
                 )
-                codes = encode(part, seed, run.start, setting)
+                of = runs.blocks(run)
+                codes = encode(part, packed[of], ends[of], seed, run.start, setting)
             else:
                 codes = encode_masked(
                     part, seed, run.start, normalization, drawn, coder

@@ -97,6 +97,11 @@ class RectifiedCoder:
             check_boundaries(self.boundaries, LEVELS[self.bits][1] - 1)
 
     @property
+    def num_ends(self) -> int:
+        """Values kept of each block: its two ends, or none where nothing is rounded."""
+        return 2 if LEVELS[self.bits][1] > 1 else 0
+
+    @property
     def needs_means(self) -> bool:
         """True where a side has one level, which stands for the mean of that side."""
         return LEVELS[self.bits][0] == 1
@@ -122,7 +127,7 @@ class _Stored(NamedTuple):
     """A run of codes with all that reading them takes; what kernels get."""
 
     packed: Tensor  # (blocks, bytes along rows, features) uint8
-    ends: Tensor | None  # (2, blocks) bfloat16, normalised units; None with one bit
+    ends: Tensor  # (blocks, 2) bfloat16, normalised units; (blocks, 0) with one bit
     keys: Tensor  # (blocks, bytes, codes of a byte, 1) int32, of the noise
     dropout: Tensor  # () float32
     normalization: Normalization
@@ -137,7 +142,7 @@ class RectifiedCodes:
     """What is kept of BatchNorm, ReLU and Dropout for a run of rows."""
 
     packed: Tensor  # (num_blocks, bytes along rows, num_features) uint8
-    ends: Tensor | None  # (2, num_blocks) bfloat16: minimum and maximum of n
+    ends: Tensor  # (num_blocks, 2) bfloat16: minimum and maximum of n; 1 bit has none
     seed: Tensor  # () int32: of rounding and Dropout
     first_row: int  # of the run, among all rows that share the seed
     setting: RectifiedSetting
@@ -145,9 +150,9 @@ class RectifiedCodes:
     @property
     def is_finite(self) -> Tensor:
         """() bool on the device: False where the run held NaN or infinity."""
-        ends = self.setting.side_means if self.ends is None else self.ends
-        assert ends is not None, "one bit has means, more bits have ends"
-        return torch.isfinite(ends).all()
+        means = self.setting.side_means
+        finite = torch.isfinite(self.ends).all()
+        return finite if means is None else finite & torch.isfinite(means).all()
 
     def gradient_sums(
         self,
@@ -158,7 +163,7 @@ class RectifiedCodes:
         They are the gradients of BatchNorm's bias and weight.
         """
         kernel = _gradient_sums_fused if self.setting.fused else _gradient_sums
-        return kernel(gradient.view(self._shape), self._stored()).sum(dim=1)
+        return kernel(gradient.view(self.shape), self._stored()).sum(dim=1)
 
     def backpropagate(
         self,
@@ -168,25 +173,26 @@ class RectifiedCodes:
     ) -> None:
         """Turn the gradient of h into the gradient of y, in place."""
         kernel = _backpropagate_fused if self.setting.fused else _backpropagate
-        blocks = gradient.view(self._shape)
+        blocks = gradient.view(self.shape)
         blocks.copy_(kernel(blocks, self._stored(), mean_gradient, mean_product))
 
     def output(self) -> Tensor:
         """Estimate of h, (num_rows, num_features)."""
         kernel = _output_fused if self.setting.fused else _output
-        return kernel(self._stored()).view(-1, self._shape[3])
+        return kernel(self._stored()).view(-1, self.shape[3])
 
     @property
-    def _shape(self) -> torch.Size:
+    def shape(self) -> torch.Size:
+        """Blocks, bytes along rows, codes of a byte, features."""
         blocks, num_bytes, width = self.packed.shape
         return torch.Size((blocks, num_bytes, 8 // self.setting.coder.bits, width))
 
     def _stored(self) -> _Stored:
-        setting, shape = self.setting, self._shape
+        setting = self.setting
         return _Stored(
             self.packed,
             self.ends,
-            _keys(self.seed, shape, self.first_row),
+            _keys(self.seed, self.shape, self.first_row),
             _scalar(setting.dropout, self.packed),
             setting.normalization,
             setting.normalization.threshold,
@@ -210,6 +216,8 @@ def side_sums(
 
 def encode(
     y: Tensor,  # (num_rows, num_features) float32; overwritten with h
+    packed: Tensor,  # (num_blocks, bytes along rows, num_features) uint8, overwritten
+    ends: Tensor,  # (num_blocks, num_ends) bfloat16, overwritten
     seed: Tensor,  # () int32
     first_row: int,
     setting: RectifiedSetting,
@@ -218,21 +226,23 @@ def encode(
 
     num_rows must be a multiple of rows_per_block.
     """
-    coder, per_byte = setting.coder, 8 // setting.coder.bits
-    shape = torch.Size((-1, coder.rows_per_block // per_byte, per_byte, y.shape[1]))
+    codes = RectifiedCodes(packed, ends, seed, first_row, setting)
     kernel = _encode_fused if setting.fused else _encode
-    blocks = y.view(shape)
-    packed, ends, h = kernel(
+    blocks = y.view(codes.shape)
+    found, found_ends, h = kernel(
         blocks,
         _keys(seed, blocks.shape, first_row),
         _scalar(setting.dropout, y),
         setting.normalization,
         setting.normalization.threshold,
-        coder.boundaries,
-        coder.bits,
+        setting.coder.boundaries,
+        setting.coder.bits,
     )
+    packed.copy_(found)
+    if found_ends is not None:
+        ends.copy_(found_ends)
     blocks.copy_(h)
-    return RectifiedCodes(packed, ends, seed, first_row, setting)
+    return codes
 
 
 def _keys(seed: Tensor, shape: torch.Size, first_row: int) -> Tensor:
@@ -282,7 +292,7 @@ def _encode(
             largest = torch.maximum(largest, normalized)
         low = round_down(smallest.amin(dim=(1, 2)))
         high = -round_down(-largest.amax(dim=(1, 2)))
-        ends = torch.stack([low, high]).to(torch.bfloat16)
+        ends = torch.stack([low, high], dim=1).to(torch.bfloat16)
         left_end, right_end = low[:, None, None], high[:, None, None]
         middle = torch.minimum(torch.maximum(threshold, left_end), right_end)
 
@@ -319,8 +329,9 @@ def _decode(stored: _Stored) -> tuple[Tensor, Tensor]:
     words = packed.to(torch.int32)[:, :, None]
     code = (words >> (shift * bits)[:, None]) & (2**bits - 1)
     active = code >= inactive_levels
-    if stored.ends is not None:
-        left_end, right_end = stored.ends.to(torch.float32)[:, :, None, None, None]
+    if active_levels > 1:
+        ends = stored.ends.to(torch.float32)
+        left_end, right_end = ends[:, 0, None, None, None], ends[:, 1, None, None, None]
         middle = torch.minimum(torch.maximum(stored.threshold, left_end), right_end)
         above = active == (weight >= 0)
         reach = torch.where(above, right_end, left_end) - middle
@@ -328,7 +339,7 @@ def _decode(stored: _Stored) -> tuple[Tensor, Tensor]:
         position = look_up(stored.boundaries, level) * (1.0 / (active_levels - 1))
         normalized = middle + reach * position
     if stored.side_means is not None:
-        of_active = stored.side_means[1] if stored.ends is None else normalized
+        of_active = normalized if active_levels > 1 else stored.side_means[1]
         normalized = torch.where(active, of_active, stored.side_means[0])
     columns = torch.arange(packed.shape[2], dtype=torch.int32, device=packed.device)
     _, dropping = uniform_pair(stored.keys, columns)
