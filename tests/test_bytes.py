@@ -34,8 +34,9 @@ MODELS = {
     "flickr_shape": (ModelSpec("sage", "sage", 2, 256, 0.3, True), "cross_entropy"),
 }
 FP32 = MethodSpec("fp32", "FP32", "full")
-# An odd number of nodes, so that no block, byte or row ends evenly.
-SMALL = synthetic_graph(num_nodes=1237, num_edges=9000, num_features=20, num_classes=5)
+# An odd number of nodes, so that no block, byte or row ends evenly; this one, so that
+# zero points and scales in one allocation or in two take different bytes.
+SMALL = synthetic_graph(4921, num_edges=20_000, num_features=20, num_classes=5)
 MODEL = ModelSpec("sage-3x24", "sage", 3, 24, 0.5, True)
 
 

@@ -19,6 +19,7 @@ from pipeline_src.figures.measured import measured_alone
 from pipeline_src.figures.style import (
     COLORS,
     figure_style,
+    log_breaks,
     not_measured,
     plain_numbers,
 )
@@ -34,15 +35,6 @@ QUANTITIES = {
 SAME = ["graph", "model", "bits", "layer_bits", "rows_per_block", "boundaries"]
 EVERYTHING = "every idea"
 ROW_HEIGHT = 0.24  # inches
-# Ticks, from coarse to fine.
-TICKS = (
-    (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
-    (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
-    (0.7, 1.0, 1.4, 2.0),
-    (0.6, 0.8, 1.0, 1.2, 1.4),
-    (0.9, 1.0, 1.1, 1.2),
-    (0.96, 0.98, 1.0, 1.02, 1.04),
-)
 
 
 def plot_ablation(runs: xr.Dataset) -> ggplot:
@@ -73,7 +65,7 @@ def plot_ablation(runs: xr.Dataset) -> ggplot:
         + facet_grid("layout", "quantity", scales="free_x")
         + scale_x_continuous(
             trans="log2",
-            breaks=_breaks,
+            breaks=log_breaks,
             minor_breaks=[],
             labels=plain_numbers,
             expand=(0.1, 0, 0.9, 0),  # room for text to the right
@@ -101,9 +93,3 @@ def _part(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
             "value": [f"  {form.format(value)}" for value in frame[quantity]],
         }
     )
-
-
-def _breaks(limits: tuple[float, float]) -> list[float]:
-    """The coarsest ticks of which at least three lie within the limits."""
-    within = [[t for t in ticks if limits[0] <= t <= limits[1]] for ticks in TICKS]
-    return next((ticks for ticks in within if len(ticks) >= 3), within[-1])

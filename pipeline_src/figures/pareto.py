@@ -29,6 +29,7 @@ from pipeline_src.figures.placement import place_labels
 from pipeline_src.figures.style import (
     WIDTH,
     figure_style,
+    log_breaks,
     not_measured,
     plain_numbers,
 )
@@ -46,7 +47,7 @@ LABEL_SIZE = 7  # points
 _LABEL_HEIGHT = 1.25 * LABEL_SIZE / 72  # inches
 _LETTER_WIDTH = 0.55 * LABEL_SIZE / 72  # inches; of a sans serif letter, on average
 _BESIDE_PANEL = 0.8  # inches of axis and margins
-_MARGIN = 0.12  # of the range, on either side of the points
+_MARGIN = 0.14  # of the range, on either side of the points
 _LEADER = 0.12  # inches from point to label from which on a line joins them
 
 
@@ -82,8 +83,20 @@ def plot_pareto(runs: xr.Dataset) -> ggplot:
         + geom_point(aes(shape="kind", color="error"), frame[lossy], size=2.6)
         + geom_text(aes("label_x", "label_y", label="label"), size=LABEL_SIZE)
         + facet_wrap("place", scales="free", ncol=1)
-        + scale_x_continuous(trans="log2", labels=plain_numbers, expand=(0, 0))
-        + scale_y_continuous(trans="log2", labels=plain_numbers, expand=(0, 0))
+        + scale_x_continuous(
+            trans="log2",
+            breaks=log_breaks,
+            minor_breaks=[],
+            labels=plain_numbers,
+            expand=(0, 0),
+        )
+        + scale_y_continuous(
+            trans="log2",
+            breaks=log_breaks,
+            minor_breaks=[],
+            labels=plain_numbers,
+            expand=(0, 0),
+        )
         + scale_color_gradientn(VIRIDIS, trans="log10", name="gradient error")
         + scale_shape_manual(SHAPES)
         + labs(x=f"{x_title} (log scale)", y="Step peak [MiB] (log scale)", shape="")

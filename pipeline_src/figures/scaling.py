@@ -1,5 +1,8 @@
 """How the memory of a step grows with the graph, the width and the depth."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -86,7 +89,7 @@ def _breaks(sizes: pd.Series) -> list[float]:
     return sorted({*sizes[sizes < decades[0]], *decades})
 
 
-def _short_counts(breaks: list[float]) -> list[str]:
+def _short_counts(breaks: Sequence[Any]) -> list[str]:
     """10000 as 10k, 1000000 as 1M."""
     labels = []
     for value in breaks:

@@ -5,6 +5,7 @@ shape or line type repeats what the colour says, so a grey print loses nothing. 
 configuration did not measure gives a figure that says so instead of an error.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -29,6 +30,14 @@ from plotnine import (
     ylim,
 )
 
+# First digits of ticks on a log axis, from coarse to fine.
+_TICK_DIGITS = (
+    (1,),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
+    (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 7, 8, 9, 9.5),
+)
 WIDTH = 7.0  # inches; fits a printed page
 # Okabe & Ito 2008; yellow left out, it is too faint on white; black is FP32's.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
@@ -94,6 +103,22 @@ def method_scales(
         }
         scales.append(scale(chosen))
     return scales
+
+
+def log_breaks(limits: tuple[float, float]) -> list[float]:
+    """The coarsest ticks of a log axis of which at least three are within the limits.
+
+    >>> log_breaks((0.8, 2.5)), log_breaks((0.4, 30.0))
+    ([1.0, 1.5, 2.0], [0.5, 1.0, 2.0, 5.0, 10.0, 20.0])
+    """
+    decades = range(math.floor(math.log10(limits[0])), math.ceil(math.log10(limits[1])))
+    within: list[float] = []
+    for digits in _TICK_DIGITS:
+        ticks = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+        within = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
+        if len(within) >= 3:
+            break
+    return within
 
 
 def plain_numbers(breaks: Sequence[Any]) -> list[str]:
