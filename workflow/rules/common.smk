@@ -39,10 +39,17 @@ config.update(CONFIG)  # what scripts see: device, compile, data_mirror, figures
 CELLS = {spec.cell: spec for spec in run_specs(CONFIG)}
 MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
 CAPTURES = {plan.name: plan for plan in capture_plans(CONFIG)}
+KERNELS = CONFIG["kernels"] or {}
 FORMATS = CONFIG["figures"]["formats"]
 TABLES = [
     f"{table}.{ending}"
-    for table in ("accuracy", "memory", "distributions", "boundaries")
+    for table in (
+        "accuracy",
+        "memory",
+        "distributions",
+        "boundaries",
+        *(["kernels"] if KERNELS else []),
+    )
     for ending in ("md", "csv")
 ]
 FIGURES = [

@@ -34,16 +34,10 @@ rule write_tables:
         runs="<results>/runs.nc",
         distributions=collect("<results>/distributions/{capture}.nc", capture=CAPTURES),
         boundaries="<results>/boundaries.nc",
+        kernels="<results>/kernels.nc" if KERNELS else [],
         sources=sources("write_tables"),
     output:
-        accuracy_md="<results>/tables/accuracy.md",
-        accuracy_csv="<results>/tables/accuracy.csv",
-        memory_md="<results>/tables/memory.md",
-        memory_csv="<results>/tables/memory.csv",
-        distributions_md="<results>/tables/distributions.md",
-        distributions_csv="<results>/tables/distributions.csv",
-        boundaries_md="<results>/tables/boundaries.md",
-        boundaries_csv="<results>/tables/boundaries.csv",
+        collect("<results>/tables/{table}", table=TABLES),
     log:
         "<logs>/write_tables.log",
     localrule: True

@@ -16,6 +16,8 @@ NOT_MEASURED = "not measured"
 
 # Set to the left; all others are numbers and set to the right.
 _TEXT_COLUMNS = {
+    "operation",
+    "implementation",
     "graph",
     "model",
     "method",
