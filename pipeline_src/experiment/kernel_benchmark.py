@@ -137,7 +137,9 @@ def _own_kernels(x: Tensor, bits: int, block_size: int, compile: str) -> Kernels
     seed = torch.zeros((), dtype=torch.int32, device=x.device)
     return Kernels(
         lambda: compress_blocks(x, seed, bits, block_size, compile=compile),
-        lambda kept: decompress_blocks(*kept, x.shape, bits, None, compile),
+        lambda kept: decompress_blocks(
+            kept[0], kept[1], kept[2], x.shape, bits, compile=compile
+        ),
         tuple,
     )
 

@@ -69,8 +69,8 @@ def kernel_table(kernels: xr.Dataset) -> Table:
         "Time: median (least … most) of the repeats, all operations taking turns. Copy"
         " writes into memory that is there, clone into fresh memory, as the kernels do;"
         " ratios below 1 are faster. Bandwidth: bytes that must move (input read,"
-        " output written, metadata counted) over time. The other packages round to nearest and"
-        " keep another number of bytes.",
+        " output written, metadata counted) over time. The other packages round to"
+        " nearest and keep another number of bytes.",
         values,
         shown,
     )
