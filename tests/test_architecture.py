@@ -34,6 +34,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "sklearn", "psutil", "netCDF4"} | TABLES,
         {"experiment", "gnn", "quant"},
     ),
+    # The only place that names packages which are no dependencies.
+    "experiment.kernel_rivals": ({"torch", "torchao", "bitsandbytes"}, set()),
     "experiment.spec": (set(), set()),
     "experiment.plans": LIGHT,
     "experiment.schemas": LIGHT,

@@ -169,6 +169,21 @@ def test_a_configuration_asks_for_these_jobs(checkout, arguments, jobs):
     assert planned(*arguments, cwd=checkout) == jobs
 
 
+def test_kernels_are_benchmarked_where_the_section_is_present(checkout):
+    """One job more, in a table of the same names; null is the same as no section."""
+    text = (checkout / "config" / "config.yaml").read_text(encoding="utf-8")
+    for section, more in {"{}": {"benchmark_kernels": 1}, "null": {}}.items():
+        path = checkout / "kernels.yaml"
+        path.write_text(f"{text}\nkernels: {section}\n", encoding="utf-8")
+        jobs = planned("--configfile", path.name, cwd=checkout)
+        assert jobs == DEFAULT | more
+        table = "results/default/tables/kernels.csv"
+        status = 0 if more else 1
+        snakemake(
+            "-n", table, "--configfile", path.name, cwd=checkout, exit_status=status
+        )
+
+
 def test_a_wrong_configuration_is_refused_in_words(checkout):
     text = snakemake("-n", "--config", "devise=cpu", cwd=checkout, exit_status=1)
     assert "devise: unknown key; did you mean 'device'?" in text
@@ -330,6 +345,7 @@ measurements:
     repeats: 2
 captures:
   - {graphs: [digits], models: [sage-2x16], method: block16, epochs: [1, 5]}
+kernels: {rows: 64, width: 16, bits: [2], block_sizes: [64], repeats: 2}
 figures: {formats: [svg]}
 """
 
@@ -349,7 +365,11 @@ def test_a_tiny_run_goes_from_graph_to_report(tmp_path):
 
     results = tmp_path / "results" / "tiny"
     assert len(list((results / "runs").glob("*.nc"))) == 2
+<<<<<<< HEAD
     assert len(list((results / "tables").glob("*"))) == 12
+=======
+    assert len(list((results / "tables").glob("*"))) == 10
+>>>>>>> kernels
     assert len(list((results / "figures").glob("*"))) == 7
     assert all(path.stat().st_size for path in results.glob("[!l]*/*"))  # not the logs
     assert "<html" in (results / "report.html").read_text(encoding="utf-8")

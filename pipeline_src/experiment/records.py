@@ -6,6 +6,8 @@ Two shapes, both xarray datasets whose variables carry ``units`` and ``long_name
 * a *measurement record* (one graph and model, all methods timed side by side), dims
   (method, repeat).
 
+A third, of kernels instead of runs, is described in `kernel_benchmark`.
+
 *Not measured* is NaN, never 0, so counts are stored as float64 too.
 
 A file is written whole or not at all: into a temporary file beside the target, flushed

@@ -45,18 +45,28 @@ config.update(CONFIG)  # what scripts see: device, compile, data_mirror, figures
 CELLS = {spec.cell: spec for spec in run_specs(CONFIG)}
 MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
 CAPTURES = {plan.name: plan for plan in capture_plans(CONFIG)}
+<<<<<<< HEAD
 BYTE_BOOKS = byte_book_specs(CONFIG)
+=======
+KERNELS = CONFIG["kernels"] or {}
+>>>>>>> kernels
 FORMATS = CONFIG["figures"]["formats"]
 TABLES = [
     f"{table}.{ending}"
     for table in (
         "accuracy",
         "memory",
+<<<<<<< HEAD
         "training",
         "ablation",
         "distributions",
         "boundaries",
         *(["byte_books"] if BYTE_BOOKS else []),
+=======
+        "distributions",
+        "boundaries",
+        *(["kernels"] if KERNELS else []),
+>>>>>>> kernels
     )
     for ending in ("md", "csv")
 ]

@@ -34,8 +34,10 @@ rule write_tables:
         runs="<results>/runs.nc",
         distributions=collect("<results>/distributions/{capture}.nc", capture=CAPTURES),
         boundaries="<results>/boundaries.nc",
+        kernels="<results>/kernels.nc" if KERNELS else [],
         sources=sources("write_tables"),
     output:
+<<<<<<< HEAD
         accuracy_md="<results>/tables/accuracy.md",
         accuracy_csv="<results>/tables/accuracy.csv",
         memory_md="<results>/tables/memory.md",
@@ -48,6 +50,9 @@ rule write_tables:
         distributions_csv="<results>/tables/distributions.csv",
         boundaries_md="<results>/tables/boundaries.md",
         boundaries_csv="<results>/tables/boundaries.csv",
+=======
+        collect("<results>/tables/{table}", table=TABLES),
+>>>>>>> kernels
     log:
         "<logs>/write_tables.log",
     localrule: True

@@ -8,6 +8,7 @@ from pipeline_src.experiment.tables.ablation import ablation_table
 from pipeline_src.experiment.tables.accuracy import accuracy_table
 from pipeline_src.experiment.tables.boundaries import boundaries_table
 from pipeline_src.experiment.tables.distributions import distribution_table
+from pipeline_src.experiment.tables.kernels import kernel_table
 from pipeline_src.experiment.tables.memory import memory_table
 from pipeline_src.experiment.tables.table import to_csv, to_markdown
 from pipeline_src.experiment.tables.training import training_table
@@ -17,29 +18,35 @@ def main(
     runs_path: Path,
     distribution_paths: list[Path],
     boundaries_path: Path,
-    outputs: dict[str, Path],  # "accuracy_md", "accuracy_csv", ...
+    kernels_path: Path | None,
+    outputs: dict[str, Path],  # "accuracy.md", "accuracy.csv", ...
 ) -> None:
     runs = read_dataset(runs_path)
     distributions = [read_dataset(path) for path in distribution_paths]
     boundaries = read_dataset(boundaries_path)
-    for name, table in {
+    tables = {
         "accuracy": accuracy_table(runs),
         "memory": memory_table(runs),
         "training": training_table(runs),
         "ablation": ablation_table(runs),
         "distributions": distribution_table(distributions),
         "boundaries": boundaries_table(boundaries),
-    }.items():
+    }
+    if kernels_path:
+        tables["kernels"] = kernel_table(read_dataset(kernels_path))
+    for name, table in tables.items():
         markdown, csv = to_markdown(table), to_csv(table)
-        outputs[f"{name}_md"].write_text(markdown, encoding="utf-8")
-        outputs[f"{name}_csv"].write_text(csv, encoding="utf-8")
+        outputs[f"{name}.md"].write_text(markdown, encoding="utf-8")
+        outputs[f"{name}.csv"].write_text(csv, encoding="utf-8")
 
 
 if __name__ == "__main__":
     logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
+    kernels = snakemake.input.get("kernels")
     main(
         Path(snakemake.input.runs),
         [Path(path) for path in snakemake.input.get("distributions", [])],
         Path(snakemake.input.boundaries),
-        {name: Path(path) for name, path in snakemake.output.items()},
+        Path(kernels) if kernels else None,
+        {Path(path).name: Path(path) for path in snakemake.output},
     )

@@ -17,6 +17,8 @@ NUMBER_MISSING = "NaN"  # the same in a CSV that programs read without being tol
 
 # Set to the left; all others are numbers and set to the right.
 _TEXT_COLUMNS = {
+    "operation",
+    "implementation",
     "graph",
     "model",
     "method",
