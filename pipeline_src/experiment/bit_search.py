@@ -166,7 +166,12 @@ def search_bits(
         space: variables, their values, their memory.
         evaluate: configuration -> validation accuracy, a share.
         budget: measurements in all, those of a continued archive included.
-        baseline, seed, max_drop, max_memory, strategy, round_size: see SearchSettings.
+        baseline: accuracy to compare with, a share.
+        seed: of all random choices.
+        max_drop: the accuracy that may be lost; look for the least memory. Or:
+        max_memory: the bytes that may be used; look for the greatest accuracy.
+        strategy: a name of STRATEGIES.
+        round_size: configurations proposed at a time.
         path: see Search.
 
     Returns:

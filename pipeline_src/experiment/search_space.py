@@ -167,7 +167,7 @@ class SearchSpace:
 def _require_bits(variable: Variable) -> None:
     values = variable.values
     numeric = all(isinstance(value, int | float) and value > 0 for value in values)
-    if not numeric or list(values) != sorted(values):  # type: ignore[type-var]
+    if not numeric or list(values) != sorted(values):
         raise ValueError(
             f"values of {variable.name} must be bits in increasing order where memory"
             f" adds up, got {values}; give the space a function as memory"
