@@ -17,13 +17,13 @@ from pipeline_src.experiment.search_space import SearchSpace, Variable
 
 MAX_DROP = 0.005
 BASE = 0.9
-# Of unequal sizes and weights; 3 x 2 x 4 x 3 = 72 configurations.
+# 3 x 2 x 4 x 3 = 72 configurations of 1.875 to 9 bytes, many of them equal.
 SMALL = SearchSpace(
     (
-        Variable("x", (2, 4, 8), 50),
-        Variable("h", (1, 8), 7),
-        Variable("attention", (1, 2, 4, 8), 11),
-        Variable("out", (4, 8, 16), 3, ordered=False),
+        Variable("x", (2, 4, 8), 4),
+        Variable("h", (1, 8), 1),
+        Variable("attention", (1, 2, 4, 8), 2),
+        Variable("out", (4, 8, 16), 1, ordered=False),
     )
 )
 SMALL_CONFIGURATIONS = [
@@ -32,7 +32,7 @@ SMALL_CONFIGURATIONS = [
 ]
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 few = settings(
-    max_examples=5,
+    max_examples=3,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
@@ -85,7 +85,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(
     tmp_path_factory, strategy, aim, seed, killed_at, size
 ):
     """The same archive, with each configuration handed to evaluate once."""
-    aims = {"max_drop": None, aim: {"max_drop": 0.02, "max_memory": 40.0}[aim]}
+    aims = {"max_drop": None, aim: {"max_drop": 0.02, "max_memory": 5.0}[aim]}
     wishes = {"strategy": strategy, "round_size": size, "seed": 7, **aims}
     uninterrupted = search_small(seed, 24, **wishes).archive
     path = tmp_path_factory.mktemp("search") / "archive.nc"
@@ -151,7 +151,7 @@ def test_another_seed_gives_another_archive(strategy):
     seed=st.integers(0, 99),
     budget=st.integers(0, 72),
     drop=st.integers(0, 90),
-    memory=st.floats(15, 80),
+    memory=st.floats(1, 10),
 )
 @settings(max_examples=100)
 def test_queries_agree_with_brute_force(seed, budget, drop, memory):
@@ -198,7 +198,7 @@ def test_the_front_holds_all_that_is_not_dominated_and_nothing_else(seed, budget
         assert {"units", "long_name"} <= result.front[name].attrs.keys()
 
 
-@pytest.mark.parametrize("aim", [{"max_drop": 0.02}, {"max_memory": 40.0}])
+@pytest.mark.parametrize("aim", [{"max_drop": 0.02}, {"max_memory": 5.0}])
 def test_the_curve_is_the_best_of_each_beginning(aim):
     wishes = {"max_drop": None, "strategy": "random"} | aim
     curve = search_small(5, 30, **wishes).curve
@@ -216,19 +216,20 @@ def test_the_curve_is_the_best_of_each_beginning(aim):
         np.testing.assert_array_equal(got, expected)
 
 
-def test_greedy_finds_the_optimum_where_losses_add_up():
-    """One unit of loss per step of equal bytes: lower while the sum stays allowed."""
-    space = SearchSpace(tuple(Variable(f"v{n}", (4, 8), 8) for n in range(6)))
-    losses = dict(zip((v.name for v in space.variables), range(1, 7), strict=True))
+def test_greedy_lowers_what_costs_least_per_byte_and_passes_over_what_costs_too_much():
+    """The first step is cheapest per byte, but alone too much; then 1 + 2 + 3 <= 6."""
+    elements = {"wide": 800, "one": 8, "two": 8, "three": 8, "four": 8}
+    losses = dict(zip(elements, (10, 1, 2, 3, 4), strict=True))
+    space = SearchSpace(tuple(Variable(n, (4, 8), elements[n]) for n in elements))
 
     def evaluate(configuration):
         return 0.9 - sum(0.001 * losses[n] * (b == 4) for n, b in configuration.items())
 
     result = search_bits(
-        space, evaluate, 64, baseline=0.9, max_drop=0.0061, seed=0, strategy="greedy"
+        space, evaluate, 64, baseline=0.9, max_drop=0.006, seed=0, strategy="greedy"
     )
     lowered = {n for n, bits in result.best.configuration.items() if bits == 4}
-    assert lowered == {"v0", "v1", "v2"}  # 1 + 2 + 3 <= 6
+    assert lowered == {"one", "two", "three"}
 
 
 def test_uniform_moves_all_variables_together():
@@ -379,6 +380,7 @@ def test_the_same_search_chooses_how_activations_are_compressed():
     result = search_bits(
         space, evaluate, 150, baseline=0.8, max_memory=max_memory, seed=0
     )
-    assert result.best.memory <= max_memory
+    # Once the starting design is measured, nothing is spent beyond the memory.
+    assert (result.archive["memory"].values[-100:] <= max_memory).all()
     least_loss = 0.8 - max(accuracies)
     assert 0.8 - result.best.accuracy <= 1.1 * least_loss < 0.8 - np.median(accuracies)
