@@ -66,6 +66,34 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "experiment.byte_books": (set(), {"experiment.meters", "experiment.spec"}),
     "experiment.collecting": (TABLES, {"experiment.records", "gnn.graph_sizes"}),
     "experiment.solved_boundaries": (NUMBERS, {"experiment.records"}),
+    "experiment.search_space": (NUMBERS, set()),
+    "experiment.search_archive": (
+        TABLES,
+        {"experiment.records", "experiment.search_space"},
+    ),
+    "experiment.search_result": (
+        TABLES,
+        {
+            "experiment.records",
+            "experiment.search_archive",
+            "experiment.search_space",
+        },
+    ),
+    "experiment.search_strategies": (
+        {"sklearn"} | NUMBERS,
+        {"experiment.search_archive", "experiment.search_space"},
+    ),
+    # It receives `evaluate` as a function, so it knows nothing of networks.
+    "experiment.bit_search": (
+        TABLES,
+        {
+            "experiment.records",
+            "experiment.search_archive",
+            "experiment.search_result",
+            "experiment.search_space",
+            "experiment.search_strategies",
+        },
+    ),
     "experiment.tables": (
         TABLES,
         {"experiment.tables.table", "experiment.tables.measured"},

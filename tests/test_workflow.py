@@ -365,11 +365,7 @@ def test_a_tiny_run_goes_from_graph_to_report(tmp_path):
 
     results = tmp_path / "results" / "tiny"
     assert len(list((results / "runs").glob("*.nc"))) == 2
-<<<<<<< HEAD
-    assert len(list((results / "tables").glob("*"))) == 12
-=======
-    assert len(list((results / "tables").glob("*"))) == 10
->>>>>>> kernels
+    assert len(list((results / "tables").glob("*"))) == 14
     assert len(list((results / "figures").glob("*"))) == 7
     assert all(path.stat().st_size for path in results.glob("[!l]*/*"))  # not the logs
     assert "<html" in (results / "report.html").read_text(encoding="utf-8")

@@ -59,8 +59,7 @@ class Trainer:
     def logits(self, epoch: int) -> Tensor:
         """Logits of the training nodes in training mode, (num_train, num_classes)."""
         self.model.train()
-        seeds = self.seeds[epoch] if self.model.num_seeds else None
-        output = self.model(self.graph.features, self.aggregation, seeds)
+        output = self.model(self.graph.features, self.aggregation, self.seeds[epoch])
         return output[self.graph.train_index]
 
     def step(self, epoch: int) -> Tensor:

@@ -127,7 +127,7 @@ class _Stored(NamedTuple):
     """A run of codes with all that reading them takes; what kernels get."""
 
     packed: Tensor  # (blocks, bytes along rows, features) uint8
-    ends: Tensor  # (blocks, 2) bfloat16, normalised units; (blocks, 0) with one bit
+    ends: Tensor  # (blocks, 2) float32, normalised units; (blocks, 0) with one bit
     keys: Tensor  # (blocks, bytes, codes of a byte, 1) int32, of the noise
     dropout: Tensor  # () float32
     normalization: Normalization
@@ -191,7 +191,8 @@ class RectifiedCodes:
         setting = self.setting
         return _Stored(
             self.packed,
-            self.ends,
+            # Widened outside the kernel, as in decompress_blocks.
+            self.ends.to(torch.float32),
             _keys(self.seed, self.shape, self.first_row),
             _scalar(setting.dropout, self.packed),
             setting.normalization,
@@ -330,8 +331,8 @@ def _decode(stored: _Stored) -> tuple[Tensor, Tensor]:
     code = (words >> (shift * bits)[:, None]) & (2**bits - 1)
     active = code >= inactive_levels
     if active_levels > 1:
-        ends = stored.ends.to(torch.float32)
-        left_end, right_end = ends[:, 0, None, None, None], ends[:, 1, None, None, None]
+        left_end = stored.ends[:, 0, None, None, None]
+        right_end = stored.ends[:, 1, None, None, None]
         middle = torch.minimum(torch.maximum(stored.threshold, left_end), right_end)
         above = active == (weight >= 0)
         reach = torch.where(above, right_end, left_end) - middle

@@ -45,31 +45,19 @@ config.update(CONFIG)  # what scripts see: device, compile, data_mirror, figures
 CELLS = {spec.cell: spec for spec in run_specs(CONFIG)}
 MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
 CAPTURES = {plan.name: plan for plan in capture_plans(CONFIG)}
-<<<<<<< HEAD
 BYTE_BOOKS = byte_book_specs(CONFIG)
-=======
 KERNELS = CONFIG["kernels"] or {}
->>>>>>> kernels
 FORMATS = CONFIG["figures"]["formats"]
-TABLES = [
-    f"{table}.{ending}"
-    for table in (
-        "accuracy",
-        "memory",
-<<<<<<< HEAD
-        "training",
-        "ablation",
-        "distributions",
-        "boundaries",
-        *(["byte_books"] if BYTE_BOOKS else []),
-=======
-        "distributions",
-        "boundaries",
-        *(["kernels"] if KERNELS else []),
->>>>>>> kernels
-    )
-    for ending in ("md", "csv")
+COLLECTED_TABLES = [
+    "accuracy",
+    "memory",
+    "training",
+    "ablation",
+    "distributions",
+    "boundaries",
+    *(["kernels"] if KERNELS else []),
 ]
+TABLES = [*COLLECTED_TABLES, *(["byte_books"] if BYTE_BOOKS else [])]
 METHODS = [spec.method for plan in MEASUREMENTS.values() for spec in plan.specs]
 FIGURES = [
     *(["accuracy_memory", "training_curves"] if CELLS else []),
@@ -107,6 +95,11 @@ def sources(rule):
     """
     script = ROOT / "workflow" / "scripts" / f"{rule}.py"
     return [os.path.relpath(path) for path in imported_sources(script, ROOT)]
+
+
+def tables(names):
+    """Each table comes as Markdown, to read, and as CSV."""
+    return [f"{name}.{ending}" for name in names for ending in ("md", "csv")]
 
 
 def graph_file(graph):

@@ -37,22 +37,7 @@ rule write_tables:
         kernels="<results>/kernels.nc" if KERNELS else [],
         sources=sources("write_tables"),
     output:
-<<<<<<< HEAD
-        accuracy_md="<results>/tables/accuracy.md",
-        accuracy_csv="<results>/tables/accuracy.csv",
-        memory_md="<results>/tables/memory.md",
-        memory_csv="<results>/tables/memory.csv",
-        training_md="<results>/tables/training.md",
-        training_csv="<results>/tables/training.csv",
-        ablation_md="<results>/tables/ablation.md",
-        ablation_csv="<results>/tables/ablation.csv",
-        distributions_md="<results>/tables/distributions.md",
-        distributions_csv="<results>/tables/distributions.csv",
-        boundaries_md="<results>/tables/boundaries.md",
-        boundaries_csv="<results>/tables/boundaries.csv",
-=======
-        collect("<results>/tables/{table}", table=TABLES),
->>>>>>> kernels
+        collect("<results>/tables/{table}", table=tables(COLLECTED_TABLES)),
     log:
         "<logs>/write_tables.log",
     localrule: True
@@ -105,7 +90,10 @@ rule plot_figure:
 
 rule write_report:
     input:
-        tables=collect("<results>/tables/{table}", table=TABLES),
+        tables=collect(
+            "<results>/tables/{table}",
+            table=tables(TABLES),
+        ),
         figures=collect(
             "<results>/figures/{figure}.{format}", figure=FIGURES, format=FORMATS
         ),
