@@ -178,7 +178,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_gradient_is_unbiased_without_batch_norm(layer, method):
     """Mean over n draws within the standard error, for all entries at once."""
-    n = 300
+    n = 120
     model = network(layer, method, dropout=0.0, batch_norm=False)
     _, expected = autograd_gradients(model, seeds_of(model))
     draws = [gradients(model, seeds_of(model, step))[1] for step in range(n)]

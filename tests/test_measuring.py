@@ -43,7 +43,8 @@ def one_thread():
 
 
 def measure(specs=SPECS, **changes):
-    plan = {"timed": ("fp32", "block8"), "warmup": 1, "repeats": 3, "threads": 1}
+    plan = {"timed": ("fp32", "block8"), "warmup": 1, "repeats": 3}
+    plan |= {"gradient_draws": 1, "threads": 1}
     return measure_runs(specs, GRAPH, **{**plan, **changes})
 
 
@@ -54,6 +55,8 @@ def test_the_record_has_a_row_for_each_method_and_a_column_for_each_repeat():
     assert record["epoch_time"].dims == ("method", "repeat")
     assert set(record.data_vars) == {"epoch_time", *MEASUREMENT_SCALARS}
     assert (record["first_step_time"] > 0).all()
+    assert float(record["gradient_error"].sel({"method": "fp32"})) == 0
+    assert float(record["gradient_error"].sel({"method": "exact"})) > 0
     specs = [RunSpec.from_json(values) for values in json.loads(record.attrs["specs"])]
     assert specs == SPECS
     provenance = json.loads(record.attrs["provenance"])
@@ -109,11 +112,13 @@ def test_boundaries_go_to_the_methods_that_need_them():
         timed=["vm"],
         warmup=0,
         repeats=1,
+        gradient_draws=0,
         threads=1,
     )
     vm, block8 = (record.sel({"method": name}) for name in ("vm", "block8"))
     assert float(vm["saved_memory"]) == float(block8["saved_memory"])
     assert float(vm["epoch_time"][0]) > 0
+    assert record["gradient_error"].isnull().all()
 
 
 def test_an_unknown_method_to_time_is_refused_before_anything_is_measured(monkeypatch):
@@ -139,7 +144,7 @@ def test_gradient_errors_have_equal_masks_and_fall_with_bits():
     ]
     specs = [dataclasses.replace(SPECS[0], method=method) for method in methods]
     full, exact2, exact8, lean2, lean8, apart = measuring.measure_gradient_errors(
-        specs, GRAPH, None, steps=2
+        specs, GRAPH, None, steps=2, draws=2
     )
     assert full == 0
     assert 0 < exact8 < 1e-3 < exact2 < 1
@@ -149,7 +154,9 @@ def test_gradient_errors_have_equal_masks_and_fall_with_bits():
 
 def test_projection_makes_the_gradient_of_the_published_layout_useless():
     """EXACT keeps every eighth: the error of the projection alone is (D - 1) / R."""
-    error, _ = measuring.measure_gradient_errors(SPECS[1:], GRAPH, None, steps=1)
+    error, _ = measuring.measure_gradient_errors(
+        SPECS[1:], GRAPH, None, steps=1, draws=2
+    )
     assert error > 1
 
 

@@ -53,6 +53,7 @@ CONFIG = {
             "timed_methods": ["fp32"],
             "warmup": 2,
             "repeats": 5,
+            "gradient_draws": 3,
             "training": STEP,
         }
     ],
@@ -149,6 +150,7 @@ def test_a_measurement_takes_each_graph_and_model_with_all_methods(config):
     assert [spec.method.name for spec in plans[1].specs] == ["fp32", "block4"]
     assert {spec.model.name for spec in plans[1].specs} == {"gcn-2x8"}
     assert (plans[0].timed, plans[0].warmup, plans[0].repeats) == (("fp32",), 2, 5)
+    assert plans[0].gradient_draws == 3
     assert {spec.training.epochs for spec in plans[0].specs} == {7}
 
 

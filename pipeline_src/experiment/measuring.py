@@ -28,8 +28,6 @@ from pipeline_src.experiment.trainer import (
 )
 from pipeline_src.gnn.graphs import Graph
 
-GRADIENT_DRAWS = 2  # of the noise; errors on large graphs hardly vary
-
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +39,7 @@ def measure_runs(
     timed: Sequence[str],
     warmup: int,
     repeats: int,
+    gradient_draws: int,
     threads: int,
     source_digest: str = "not recorded",
 ) -> xr.Dataset:
@@ -53,6 +52,7 @@ def measure_runs(
         timed: names of methods whose training steps are timed, evaluation excluded.
         warmup: steps of each before the clock counts.
         repeats: timed steps of each.
+        gradient_draws: see measure_gradient_errors; 0 leaves the error out, as NaN.
         threads: recorded as provenance.
         source_digest: recorded as provenance.
 
@@ -81,7 +81,11 @@ def measure_runs(
                 epoch_time[index][repeat] = seconds
             log.info("%s: step %.3f s", specs[index].cell, seconds)
     del trainers
-    errors = measure_gradient_errors(specs, graph, boundaries_of, steps=warmup)
+    errors = [math.nan] * len(specs)
+    if gradient_draws:
+        errors = measure_gradient_errors(
+            specs, graph, boundaries_of, steps=warmup, draws=gradient_draws
+        )
     for row, error in zip(scalars, errors, strict=True):
         row["gradient_error"] = error
     return records.measurement_record(
@@ -98,7 +102,7 @@ def measure_gradient_errors(
     boundaries_of: BoundariesOf | None,
     *,
     steps: int,
-    draws: int = GRADIENT_DRAWS,
+    draws: int,
 ) -> list[float]:
     """Relative squared error of the weight gradients against full precision.
 

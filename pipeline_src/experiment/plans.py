@@ -23,6 +23,7 @@ class MeasurementPlan:
     timed: tuple[str, ...]  # names of the methods whose epochs are timed
     warmup: int  # epochs before the clock counts
     repeats: int  # timed epochs per method
+    gradient_draws: int  # gradients per method from which their error is taken
 
     @property
     def name(self) -> str:
@@ -90,6 +91,7 @@ def measurement_plans(config: Mapping[str, Any]) -> list[MeasurementPlan]:
             timed=tuple(entry["timed_methods"]),
             warmup=entry["warmup"],
             repeats=entry["repeats"],
+            gradient_draws=entry["gradient_draws"],
         )
         for entry in config["measurements"]
         for epochs in [entry["warmup"] + entry["repeats"]]

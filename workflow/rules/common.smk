@@ -152,6 +152,10 @@ def specs_of_byte_books(wildcards):
     return [spec.to_params() for spec in BYTE_BOOKS]
 
 
+def gradient_draws_of_measurement(wildcards):
+    return MEASUREMENTS[wildcards.plan].gradient_draws
+
+
 def graph_of_capture(wildcards):
     return graph_file(CAPTURES[wildcards.capture].spec.graph)
 

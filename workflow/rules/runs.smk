@@ -41,5 +41,6 @@ rule benchmark_training:
         timed=timed_methods_of_measurement,
         warmup=warmup_of_measurement,
         repeats=repeats_of_measurement,
+        gradient_draws=gradient_draws_of_measurement,
     script:
         "../scripts/benchmark_training.py"

@@ -29,6 +29,7 @@ def main(
         timed=plan["timed"],
         warmup=plan["warmup"],
         repeats=plan["repeats"],
+        gradient_draws=plan["gradient_draws"],
         threads=threads,
         source_digest=source_digest(sources),
     )
@@ -49,7 +50,10 @@ if __name__ == "__main__":
         snakemake.input.graph,
         snakemake.input.get("boundaries"),
         list(snakemake.input.sources),
-        {key: snakemake.params[key] for key in ("timed", "warmup", "repeats")},
+        {
+            key: snakemake.params[key]
+            for key in ("timed", "warmup", "repeats", "gradient_draws")
+        },
         snakemake.threads,
         Path(snakemake.output.measurement),
     )
