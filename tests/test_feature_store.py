@@ -76,7 +76,7 @@ def test_codes_are_the_nearest_of_the_grid(bits, num_features, num_rows, seed):
 @pytest.mark.parametrize("range", ["node", "block", "tensor"])
 @pytest.mark.parametrize("bits", PACKED)
 def test_error_is_at_most_half_a_step(bits, range, metadata):
-    """scale / 2, plus what float32 adds: derived, not fitted.
+    """Half a scale, plus what float32 adds: derived, not fitted.
 
     With unit roundoff u, a position carries at most three roundings of num_bins and
     may exceed num_bins by two more (the scale's own), and reading adds one of a value.

@@ -25,9 +25,10 @@ def test_a_segment_of_a_head_is_a_row_of_the_feature_store(bits):
     decoded = pack_segments(x, POINTER, OWNER, bits, compile="false").decode(OWNER)
     recipe = RowPacking(compile="false")
     for segment in range(len(LENGTHS)):
-        rows = x[OWNER == segment].T.contiguous()
+        owned = torch.eq(OWNER, segment)
+        rows = x[owned].T.contiguous()
         alone = FeatureStore.pack(rows, (bits,), recipe).decode()
-        assert torch.equal(decoded[OWNER == segment], alone.T)
+        assert torch.equal(decoded[owned], alone.T)
 
 
 @pytest.mark.parametrize("bits", PACKED)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline_src.gnn.attention import FeatureNetwork, QuantizedPoints
+from pipeline_src.gnn.feature_network import FeatureNetwork
 from pipeline_src.gnn.graphs import Graph
 from pipeline_src.gnn.message_plan import MessagePlan
+from pipeline_src.gnn.quantized_points import QuantizedPoints
 from pipeline_src.quant.feature_store import FeatureStore
 
 FINE_TUNING_EPOCHS = 40  # of the replication that the reference describes

@@ -184,7 +184,8 @@ def square_root_bits(
     ((4, 16, 64, 256), (32, 16, 8, 4, 2))
     """
     widths = sorted(allowed)
-    starts, bits = [], []
+    starts: list[int] = []
+    bits: list[int] = []
     for degree in range(_LEAST_DEGREE + 2):
         target = float(_FULL_BITS)
         if degree > _FULL_DEGREE:
@@ -267,9 +268,10 @@ def nominal_bits(bits: FeatureBits, elements: Elements, degree: Tensor) -> int:
     bucket = bits.bucket(degree)
     nodes = torch.bincount(bucket, minlength=bits.num_buckets).tolist()
     edges = torch.zeros(bits.num_buckets, dtype=torch.int64, device=degree.device)
-    edges = edges.index_add(0, bucket, degree.long() + 1).tolist()  # self loops
+    edges.index_add_(0, bucket, degree.long() + 1)  # self loops
+    edges_in = edges.tolist()
     return sum(
-        width * (count.per_node * nodes[b] + count.per_edge * edges[b])
+        width * (count.per_node * nodes[b] + count.per_edge * edges_in[b])
         for counts, layer in zip(elements, bits.table, strict=True)
         for count, widths in zip(counts, layer, strict=True)
         for b, width in enumerate(widths)

@@ -239,8 +239,8 @@ def pack_rows(
     words = encode(
         x, zero_point[owner, None], inverse_scale[owner, None], bits, packing.compile
     )
-    stored = (part.to(packing.metadata) for part in (zero_point, scale))
-    return PackedRows(words, *stored, rows_per_range, bits)
+    zero_point, scale = zero_point.to(packing.metadata), scale.to(packing.metadata)
+    return PackedRows(words, zero_point, scale, rows_per_range, bits)
 
 
 def count_words(num_values: int, bits: int) -> int:
