@@ -24,8 +24,9 @@ LIGHT: tuple[set[str], set[str]] = (
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "quant": ({"torch"} | NUMBERS, {"quant"}),
     "quant.boundaries": (NUMBERS, set()),
-    "quant.feature_store": ({"torch"}, {"quant.blockwise", "quant.fusion"}),
-    "quant.segment_store": ({"torch"}, {"quant.feature_store", "quant.fusion"}),
+    "quant.feature_store": ({"torch"}, {"quant.fusion", "quant.row_codes"}),
+    "quant.row_codes": ({"torch"}, {"quant.blockwise", "quant.fusion"}),
+    "quant.segment_store": ({"torch"}, {"quant.fusion", "quant.row_codes"}),
     "quant.sparse_rows": ({"torch"}, set()),
     "gnn": ({"torch", "torch_geometric"} | NUMBERS, {"gnn", "quant"}),
     "gnn.feature_bits": ({"torch"}, {"quant.feature_store"}),

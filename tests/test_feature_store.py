@@ -10,9 +10,9 @@ from pipeline_src.quant.feature_store import (
     FeatureStore,
     RowGroups,
     RowPacking,
-    count_words,
     pack_rows,
 )
+from pipeline_src.quant.row_codes import count_words
 
 PACKED = (1, 2, 4, 8, 16)
 UNIT_ROUNDOFF = 2.0**-24  # of float32

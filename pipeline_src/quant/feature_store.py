@@ -2,11 +2,8 @@
 
 Stored features are read by node, again and again, so each row fills whole bytes of its
 own and `gather` selects packed bytes before it dequantises them. Rounding is to
-nearest: a stored feature is read, not averaged over draws, and nearest is the least
-error (the formula of SGQuant's released code, `quant.py`, with 2**bits - 1 bins):
-
-    code  = round_half_even(clamp((x - zero_point) / scale, 0, num_bins))
-    value = zero_point + scale * code
+nearest (row_codes.py): a stored feature is read, not averaged over draws, and nearest
+is the least error.
 
 A *range* is what zero point and scale are taken from, and how many rows share it:
 
@@ -14,43 +11,25 @@ A *range* is what zero point and scale are taken from, and how many rows share i
     block         of `rows_per_block` consecutive rows
     tensor        of all rows
     mean_of_rows  mean of the rows' minima, mean of their maxima, for all rows: the
-                  rule of the released code. It clips what lies beyond; the others
-                  clip nothing
+                  rule of SGQuant's released code. It clips what lies beyond; the
+                  others clip nothing
 
-Three choices:
-
-* The zero point is the float minimum, so a constant row, whose scale is 0, decodes
-  exactly. Both are stored as float32, or as bfloat16 rounded outwards (down, up) as
-  in blockwise.py; then constants are exact where bfloat16 holds them, as it does 0.
-* The scale is rounded up to so few significant bits that code * scale has no rounding
-  error: 24 - bits of them for float32 (all 24 at 1 bit, where codes are 0 and 1), 8
-  for bfloat16. A fused multiply-add then changes nothing, so plain and compiled
-  kernels give the same bits. It widens a range by at most 2**(bits - 23) of itself.
-* Code j of storage word w is value j * words + w, as in blockwise.py: shifts and masks
-  then run along contiguous words. A row's last codes are padding, and counted. 16-bit
-  codes take one int16 word each.
-
-Rows of mixed width lie together by *group* (a bucket of degrees). Then a position per
-node, int32, tells where its row lies among the groups one after another; it is counted.
+Where widths differ, rows lie together by *group* (a bucket of degrees), and a range
+never spans two groups. Then a position per node, int32, tells where its row lies among
+the groups one after another; it is counted. Groups of one width need none of this.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from pipeline_src.quant.blockwise import round_down
 from pipeline_src.quant.fusion import fuse, fusion_pays
+from pipeline_src.quant.row_codes import encode, grid_of, unpack_codes
 
 STORABLE_BITS = (1, 2, 4, 8, 16, 32)
 RANGES = ("node", "block", "tensor", "mean_of_rows")
 METADATA_TYPES = (torch.float32, torch.bfloat16)
-_WORD_BITS = 8
-_MANTISSA_BITS = 24  # of float32
-_BFLOAT16_DROPS = 16  # bits of a float32
-# A scale below this has no float32 reciprocal; such a range takes code 0.
-_SMALLEST_SCALE = 2.0**-120
 
 # words, zero_point, scale, rows per range, bits, first position
 _Part = tuple[Tensor, Tensor | None, Tensor | None, int, int, int]
@@ -243,74 +222,6 @@ def pack_rows(
     return PackedRows(words, zero_point, scale, rows_per_range, bits)
 
 
-def count_words(num_values: int, bits: int) -> int:
-    """Storage words that a row of codes takes, padding counted.
-
-    >>> count_words(1433, 1), count_words(3, 4), count_words(3, 16)
-    (180, 2, 3)
-    """
-    return num_values if bits == 16 else -(-num_values * bits // _WORD_BITS)
-
-
-def grid_of(
-    smallest: Tensor,  # float32, any shape, feature units
-    largest: Tensor,
-    bits: int,
-    metadata: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Zero point, scale and inverse scale of ranges, float32 that metadata holds.
-
-    The inverse is 0 where the scale is too small to have one: code 0 for all.
-    """
-    if metadata == torch.bfloat16:
-        smallest, dropped = round_down(smallest), _BFLOAT16_DROPS
-    else:
-        dropped = bits if bits > 1 else 0
-    scale = _round_up((largest - smallest) / (2**bits - 1), dropped)
-    return smallest, scale, torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
-
-
-def encode(
-    x: Tensor,  # (num_rows, num_values) float32
-    zero_point: Tensor,  # float32, to broadcast with x
-    inverse_scale: Tensor,
-    bits: int,  # 1 .. 16
-    compile: str = "auto",
-) -> Tensor:
-    """Codes packed row by row, (num_rows, words): uint8, at 16 bits int16."""
-    fused = fusion_pays(x.numel(), x.device, compile) and min(x.shape) > 1
-    return (_encode_fused if fused else _encode)(x, zero_point, inverse_scale, bits)
-
-
-def unpack_codes(
-    words: Tensor,  # (num_rows, words) uint8 or int16
-    num_values: int,
-    bits: int,
-) -> Tensor:
-    """Codes of packed rows, (num_rows, num_values) int32."""
-    words = words.to(torch.int32)
-    if bits == 16:
-        return words & 0xFFFF
-    shift = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32, device=words.device)
-    codes = (words[:, None, :] >> shift[:, None]) & (2**bits - 1)
-    return codes.reshape(words.shape[0], -1)[:, :num_values]
-
-
-def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> Tensor:
-    position = (x - zero_point) * inverse_scale
-    codes = torch.clamp(torch.round(position), 0, 2**bits - 1).to(torch.int32)
-    if bits == 16:
-        return codes.to(torch.int16)  # wraps round; reading masks the sign away
-    per_word = _WORD_BITS // bits
-    num_words = (x.shape[1] + per_word - 1) // per_word
-    codes = functional.pad(codes, (0, per_word * num_words - x.shape[1]))
-    codes = codes.view(x.shape[0], per_word, num_words)
-    packed = codes[:, 0]
-    for j in range(1, per_word):
-        packed = packed | (codes[:, j] << (bits * j))
-    return packed.to(torch.uint8)
-
-
 def _gather(
     parts: tuple[_Part, ...],
     position: Tensor | None,  # (num_rows,) int32
@@ -341,7 +252,6 @@ def _gather_part(
     return codes * step + zero_point.index_select(0, owner).to(torch.float32)[:, None]
 
 
-_encode_fused = fuse(_encode)
 _gather_fused = fuse(_gather)
 
 
@@ -357,10 +267,3 @@ def _ranges(x: Tensor, packing: RowPacking) -> tuple[Tensor, Tensor]:
         smallest = torch.cat([smallest, smallest[-1:].expand(missing)])
         largest = torch.cat([largest, largest[-1:].expand(missing)])
     return smallest.view(-1, size).amin(dim=1), largest.view(-1, size).amax(dim=1)
-
-
-def _round_up(x: Tensor, dropped: int) -> Tensor:
-    """The smallest float32 not below x >= 0 whose last `dropped` bits are 0."""
-    low = 2**dropped - 1
-    rounded = ((x.view(torch.int32) + low) & ~low).view(torch.float32)
-    return torch.where(torch.isfinite(x), rounded, x)

@@ -5,7 +5,7 @@ neighbours has small ones and a range for the whole tensor would give them one o
 codes. Here values come as segments, one per receiver, and each segment of each head
 has a zero point and a scale of its own; or all share the range that is given.
 
-Formula, rounding to nearest and layout of words are those of feature_store.py; a "row"
+Formula, rounding to nearest and layout of words are those of row_codes.py; a "row"
 of codes is one head, so that many edges share bytes although a head has one value each.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline_src.quant.feature_store import encode, grid_of, unpack_codes
 from pipeline_src.quant.fusion import fuse, fusion_pays
+from pipeline_src.quant.row_codes import encode, grid_of, unpack_codes
 
 
 @dataclass(frozen=True, eq=False)
