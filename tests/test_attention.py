@@ -151,6 +151,21 @@ def test_tuned_forward_equals_packed_forward_to_the_bit(model, range, attention_
         assert tuned.requires_grad
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", MODELS)
+def test_tuned_forward_equals_packed_forward_on_a_gpu(model):
+    """Compiled kernels in both; the order of every sum is fixed."""
+    net, graph = network(model).to("cuda"), GRAPH.to("cuda")
+    for bits in tables(net.num_layers):
+        plan = MessagePlan.of(graph.adjacency, bits, net.gathered_width, 2**12)
+        points = QuantizedPoints(bits)
+        store = net.pack_input(graph.features, plan, points)
+        with torch.no_grad():
+            packed = net(store, plan, points)
+        tuned = net(store, plan, replace(points, straight_through=True))
+        assert torch.equal(tuned.detach(), packed)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_32_bits_are_full_precision_and_its_gradients_exactly(model):
     bits = uniform_bits(network(model).num_layers, 32)

@@ -229,6 +229,16 @@ def test_nbytes_is_the_formula_and_that_of_the_tensors(metadata):
     assert store.nbytes == held
 
 
+def test_one_bit_with_bfloat16_metadata_packs_cora_thirty_times():
+    """Input and hidden features of a GCN of 16: nominal 32, bound 30.6, padded 30.5."""
+    widths = (1433, 16)
+    recipe = packing(metadata=torch.bfloat16)
+    stores = [FeatureStore.pack(torch.zeros(2708, w), (1,), recipe) for w in widths]
+    packed = sum(store.nbytes for store in stores)
+    assert packed == 2708 * (180 + 4 + 2 + 4)
+    assert 30 <= 4 * 2708 * sum(widths) / packed <= 30.6
+
+
 @pytest.mark.parametrize("bits", [*PACKED, (1, 4, 32)], ids=str)
 def test_compiled_equals_plain_to_the_bit(bits):
     check_compiled(bits, "cpu")
