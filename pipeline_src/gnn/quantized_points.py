@@ -1,0 +1,108 @@
+"""How each point of a network is stored, and how gradients pass it.
+
+Inference packs a point and its consumers gather packed rows. Fine-tuning packs it and
+decodes it at once: the same numbers bit for bit, and gradients pass as if it were the
+identity, also where a value was clipped, as in SGQuant's released code.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from pipeline_src.gnn.feature_bits import FeatureBits
+from pipeline_src.gnn.message_plan import Run
+from pipeline_src.quant.feature_store import FeatureStore, RowGroups, RowPacking
+from pipeline_src.quant.segment_store import pack_segments
+
+ATTENTION_RANGES = ("receiver", "tensor")
+
+# (name of the point, bytes of one packed tensor of it)
+Record = Callable[[str, int], None]
+
+
+class StraightThrough(Function):
+    """Any rounding in forward, the identity in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        """What rounding makes of x."""
+        return rounding(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient, unchanged."""
+        return gradients[0], None
+
+
+@dataclass(frozen=True)
+class QuantizedPoints:
+    """How each point of a network is stored.
+
+    Raises:
+        ValueError: if attention_range is not one of ATTENTION_RANGES.
+    """
+
+    bits: FeatureBits
+    packing: RowPacking = field(default_factory=RowPacking)
+    attention_range: str = "receiver"  # shared by the edges of a receiver, or by all
+    straight_through: bool = False
+    record: Record | None = None  # told the bytes of all that is packed
+
+    def __post_init__(self) -> None:
+        if self.attention_range not in ATTENTION_RANGES:
+            raise ValueError(
+                f"attention_range must be one of {ATTENTION_RANGES}, "
+                f"got {self.attention_range!r}"
+            )
+
+    def store(
+        self, x: Tensor, layer: int, component: str, groups: RowGroups | None
+    ) -> FeatureStore:
+        """Features of nodes, (num_nodes, width), as their consumer will read them."""
+        bits = self.bits.bits(layer, component)
+
+        def pack(x: Tensor) -> FeatureStore:
+            packed = FeatureStore.pack(x, bits, self.packing, groups)
+            self._report(layer, component, packed.nbytes)
+            return packed
+
+        if self.straight_through:
+            decoded = StraightThrough.apply(x, lambda x: pack(x).decode())
+            return FeatureStore.full(decoded)
+        return pack(x)
+
+    def attention(
+        self,
+        values: Tensor,  # (num_edges, heads) float32
+        run: Run,
+        layer: int,
+        shared_range: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Attention values of a run as the sum over messages will read them."""
+        bits = self.bits.bits(layer, "attention")[run.bucket]
+        if bits == 32:
+            self._report(layer, "attention values", values.nbytes)
+            return values
+
+        def round_trip(values: Tensor) -> Tensor:
+            packed = pack_segments(
+                values,
+                run.pointer,
+                run.owner,
+                bits,
+                shared_range,
+                self.packing.compile,
+            )
+            self._report(layer, "attention values", packed.nbytes)
+            return packed.decode(run.owner)
+
+        if self.straight_through:
+            return StraightThrough.apply(values, round_trip)
+        return round_trip(values)
+
+    def _report(self, layer: int, point: str, nbytes: int) -> None:
+        if self.record is not None:
+            self.record(f"layer{layer + 1}.{point}", nbytes)

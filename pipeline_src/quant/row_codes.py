@@ -1,0 +1,110 @@
+"""Rows of values to packed codes by nearest rounding, and back.
+
+The formula is that of SGQuant's released code (`quant.py`), num_bins = 2**bits - 1:
+
+    code  = round_half_even(clamp((x - zero_point) / scale, 0, num_bins))
+    value = zero_point + scale * code
+
+Three choices:
+
+* The zero point is the float minimum, so a constant row, whose scale is 0, decodes
+  exactly. Both are stored as float32, or as bfloat16 rounded outwards (down, up) as
+  in blockwise.py; then constants are exact where bfloat16 holds them, as it does 0.
+* The scale is rounded up to so few significant bits that code * scale has no rounding
+  error: 24 - bits of them for float32 (all 24 at 1 bit, where codes are 0 and 1), 8
+  for bfloat16. A fused multiply-add then changes nothing, so plain and compiled
+  kernels give the same bits. It widens a range by at most 2**(bits - 23) of itself.
+* Code j of storage word w is value j * words + w, as in blockwise.py: shifts and masks
+  then run along contiguous words. Each row fills whole words; its last codes are
+  padding, and counted. 16-bit codes take one int16 word each, others share bytes.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline_src.quant.blockwise import round_down
+from pipeline_src.quant.fusion import fuse, fusion_pays
+
+_WORD_BITS = 8
+_BFLOAT16_DROPS = 16  # bits of a float32
+# A scale below this has no float32 reciprocal; such a range takes code 0.
+_SMALLEST_SCALE = 2.0**-120
+
+
+def count_words(num_values: int, bits: int) -> int:
+    """Storage words that a row of codes takes, padding counted.
+
+    >>> count_words(1433, 1), count_words(3, 4), count_words(3, 16)
+    (180, 2, 3)
+    """
+    return num_values if bits == 16 else -(-num_values * bits // _WORD_BITS)
+
+
+def grid_of(
+    smallest: Tensor,  # float32, any shape, feature units
+    largest: Tensor,
+    bits: int,
+    metadata: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Zero point, scale and inverse scale of ranges, float32 that metadata holds.
+
+    The inverse is 0 where the scale is too small to have one: code 0 for all.
+    """
+    if metadata == torch.bfloat16:
+        smallest, dropped = round_down(smallest), _BFLOAT16_DROPS
+    else:
+        dropped = bits if bits > 1 else 0
+    scale = _round_up((largest - smallest) / (2**bits - 1), dropped)
+    return smallest, scale, torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
+
+
+def encode(
+    x: Tensor,  # (num_rows, num_values) float32
+    zero_point: Tensor,  # float32, to broadcast with x
+    inverse_scale: Tensor,
+    bits: int,  # 1 .. 16
+    compile: str = "auto",
+) -> Tensor:
+    """Codes packed row by row, (num_rows, words): uint8, at 16 bits int16."""
+    fused = fusion_pays(x.numel(), x.device, compile) and min(x.shape) > 1
+    return (_encode_fused if fused else _encode)(x, zero_point, inverse_scale, bits)
+
+
+def unpack_codes(
+    words: Tensor,  # (num_rows, words) uint8 or int16
+    num_values: int,
+    bits: int,
+) -> Tensor:
+    """Codes of packed rows, (num_rows, num_values) int32."""
+    words = words.to(torch.int32)
+    if bits == 16:
+        return words & 0xFFFF
+    shift = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32, device=words.device)
+    codes = (words[:, None, :] >> shift[:, None]) & (2**bits - 1)
+    return codes.reshape(words.shape[0], -1)[:, :num_values]
+
+
+def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> Tensor:
+    position = (x - zero_point) * inverse_scale
+    codes = torch.clamp(torch.round(position), 0, 2**bits - 1).to(torch.int32)
+    if bits == 16:
+        return codes.to(torch.int16)  # wraps round; reading masks the sign away
+    per_word = _WORD_BITS // bits
+    num_words = (x.shape[1] + per_word - 1) // per_word
+    codes = functional.pad(codes, (0, per_word * num_words - x.shape[1]))
+    codes = codes.view(x.shape[0], per_word, num_words)
+    packed = codes[:, 0]
+    for j in range(1, per_word):
+        packed = packed | (codes[:, j] << (bits * j))
+    return packed.to(torch.uint8)
+
+
+_encode_fused = fuse(_encode)
+
+
+def _round_up(x: Tensor, dropped: int) -> Tensor:
+    """The smallest float32 not below x >= 0 whose last `dropped` bits are 0."""
+    low = 2**dropped - 1
+    rounded = ((x.view(torch.int32) + low) & ~low).view(torch.float32)
+    return torch.where(torch.isfinite(x), rounded, x)

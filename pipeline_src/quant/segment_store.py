@@ -1,0 +1,92 @@
+"""Attention values in few bits: a range per receiving node and head, codes per edge.
+
+The softmax of attention makes the values of one receiver sum to 1, so a node with many
+neighbours has small ones and a range for the whole tensor would give them one or two
+codes. Here values come as segments, one per receiver, and each segment of each head
+has a zero point and a scale of its own; or all share the range that is given.
+
+Formula, rounding to nearest and layout of words are those of row_codes.py; a "row"
+of codes is one head, so that many edges share bytes although a head has one value each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline_src.quant.fusion import fuse, fusion_pays
+from pipeline_src.quant.row_codes import encode, grid_of, unpack_codes
+
+
+@dataclass(frozen=True, eq=False)
+class PackedSegments:
+    """Codes of all values, and a zero point and a scale per range and head."""
+
+    words: Tensor  # (num_heads, words) uint8; int16 at 16 bits
+    zero_point: Tensor  # (num_ranges, num_heads) float32
+    scale: Tensor
+    num_values: int  # per head
+    bits: int
+    compile: str = "auto"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept; which value lies in which segment is the graph's to know."""
+        return self.words.nbytes + self.zero_point.nbytes + self.scale.nbytes
+
+    def decode(
+        self,
+        owner: Tensor,  # (num_values,) int64: the segment of each value
+    ) -> Tensor:
+        """Float values, (num_values, num_heads)."""
+        numel = self.num_values * self.words.shape[0]
+        fused = fusion_pays(numel, self.words.device, self.compile)
+        kernel = _decode_fused if fused and self.num_values > 1 else _decode
+        return kernel(
+            self.words,
+            self.zero_point,
+            self.scale,
+            owner if self.zero_point.shape[0] > 1 else torch.zeros_like(owner),
+            self.bits,
+        )
+
+
+def pack_segments(
+    values: Tensor,  # (num_values, num_heads) float32, segment after segment
+    pointer: Tensor,  # (num_segments + 1,) int64: where each segment starts
+    owner: Tensor,  # (num_values,) int64: the segment of each value
+    bits: int,  # 1 .. 16
+    shared_range: tuple[Tensor, Tensor] | None = None,  # (1, num_heads) each
+    compile: str = "auto",
+) -> PackedSegments:
+    """Round to nearest and pack; a constant segment decodes exactly.
+
+    With a shared range (smallest, largest) all segments use it, and values beyond are
+    clipped.
+    """
+    values = values.detach()
+    if shared_range is None:
+        smallest = torch.segment_reduce(values, "min", offsets=pointer, unsafe=True)
+        largest = torch.segment_reduce(values, "max", offsets=pointer, unsafe=True)
+    else:
+        smallest, largest = shared_range
+        owner = torch.zeros_like(owner)
+    zero_point, scale, inverse_scale = grid_of(smallest, largest, bits, torch.float32)
+    words = encode(
+        values.T,
+        zero_point.index_select(0, owner).T,
+        inverse_scale.index_select(0, owner).T,
+        bits,
+        compile,
+    )
+    return PackedSegments(words, zero_point, scale, values.shape[0], bits, compile)
+
+
+def _decode(
+    words: Tensor, zero_point: Tensor, scale: Tensor, owner: Tensor, bits: int
+) -> Tensor:
+    codes = unpack_codes(words, owner.shape[0], bits).T.to(torch.float32)
+    return codes * scale.index_select(0, owner) + zero_point.index_select(0, owner)
+
+
+_decode_fused = fuse(_decode)

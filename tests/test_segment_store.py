@@ -1,0 +1,68 @@
+"""Attention values in segments: an oracle per segment, bytes, plain and compiled."""
+
+import pytest
+import torch
+
+from pipeline_src.quant.feature_store import FeatureStore, RowPacking
+from pipeline_src.quant.segment_store import pack_segments
+
+PACKED = (1, 2, 4, 8, 16)
+LENGTHS = torch.tensor([1, 5, 2, 17, 3, 1, 9])
+POINTER = torch.cat([torch.zeros(1, dtype=torch.int64), LENGTHS.cumsum(0)])
+OWNER = torch.repeat_interleave(torch.arange(len(LENGTHS)), LENGTHS)
+HEADS = 3
+
+
+def values(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(len(OWNER), HEADS, generator=generator)
+
+
+@pytest.mark.parametrize("bits", PACKED)
+def test_a_segment_of_a_head_is_a_row_of_the_feature_store(bits):
+    """Same formula, same bits: each segment stored alone as one row."""
+    x = values()
+    decoded = pack_segments(x, POINTER, OWNER, bits, compile="false").decode(OWNER)
+    recipe = RowPacking(compile="false")
+    for segment in range(len(LENGTHS)):
+        owned = torch.eq(OWNER, segment)
+        rows = x[owned].T.contiguous()
+        alone = FeatureStore.pack(rows, (bits,), recipe).decode()
+        assert torch.equal(decoded[owned], alone.T)
+
+
+@pytest.mark.parametrize("bits", PACKED)
+def test_a_shared_range_is_a_row_of_all_values(bits):
+    x = values()
+    low, high = torch.aminmax(x, dim=0, keepdim=True)
+    packed = pack_segments(x, POINTER, OWNER, bits, (low, high), "false")
+    rows = x.T.contiguous()
+    alone = FeatureStore.pack(rows, (bits,), RowPacking(compile="false")).decode()
+    assert torch.equal(packed.decode(OWNER), alone.T)
+
+
+@pytest.mark.parametrize("bits", PACKED)
+def test_single_and_constant_segments_are_exact(bits):
+    x = torch.full((len(OWNER), HEADS), 0.3) / LENGTHS[OWNER, None]
+    decoded = pack_segments(x, POINTER, OWNER, bits, compile="false").decode(OWNER)
+    assert torch.equal(decoded, x)
+
+
+@pytest.mark.parametrize("bits", PACKED)
+def test_nbytes_is_the_formula(bits):
+    """Heads of whole bytes, and two float32 per range and head."""
+    packed = pack_segments(values(), POINTER, OWNER, bits, compile="false")
+    words = -(-len(OWNER) * bits // 8)
+    assert packed.nbytes == HEADS * words + 2 * 4 * HEADS * len(LENGTHS)
+    parts = (packed.words, packed.zero_point, packed.scale)
+    assert packed.nbytes == sum(p.untyped_storage().nbytes() for p in parts)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_compiled_equals_plain_to_the_bit(bits):
+    plain, compiled = (
+        pack_segments(values(), POINTER, OWNER, bits, compile=choice)
+        for choice in ("false", "true")
+    )
+    assert torch.equal(plain.words, compiled.words)
+    assert torch.equal(plain.decode(OWNER), compiled.decode(OWNER))
