@@ -27,18 +27,18 @@ than SAGEConv gives, and faster: elsewhere backward is PyTorch's, which transpos
 matrix at every step. autocast takes the operator too, because on a CPU GCNConv's
 product does not know bfloat16.
 
-Compiled Dropout draws numbers of its own, which a budget draws again in backward
-rather than keep a mask. To compare gradients, run the first step after
-`torch.compiler.reset()` under `torch._inductor.config.patch(fallback_random=True)`:
-`compiled` then drops what the other techniques drop. `budget` has no such switch: it
-would drop other values in backward than it did in forward.
+Compiled Dropout draws numbers of its own. Where the first step after
+`torch.compiler.reset()` runs under `torch._inductor.config.patch(fallback_random=True)`
+it draws those of the other techniques. A budget may have Dropout computed again, and
+torch.compile then draws other numbers in backward: gradients would be wrong. So
+`budget` draws its masks before the graph, as the other techniques do, and keeps them.
 """
 
 import contextlib
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -129,6 +129,7 @@ class PygNetwork(nn.Module):
         self.technique = technique
         self.bits = bits
         self.memory_budget = memory_budget
+        self.hidden = hidden
         self.dropout = dropout
         self.activation_names: list[str] = []
         kinds = (SAGEConv, GCNConv)
@@ -202,8 +203,10 @@ class PygNetwork(nn.Module):
         if not self.training:
             return forward_pass(self, x, aggregation.edges)
         if self.technique in COMPILED:
-            budget = self.memory_budget if self.technique == "budget" else 1.0
-            return _compiled(budget)(self, x, aggregation.edges)
+            if self.technique == "compiled":
+                return _compiled(1.0)(self, x, aggregation.edges)
+            masks = self._draw_masks(x)
+            return _compiled(self.memory_budget)(self, x, aggregation.edges, masks)
         if self.technique == "autocast":
             half = cast(Edges, aggregation.half)
             with torch.autocast(x.device.type, torch.bfloat16):
@@ -211,12 +214,22 @@ class PygNetwork(nn.Module):
             # as autocast does where the loss begins
             return logits.to(torch.float32)
         if self.technique == "checkpointing":
-            return forward_pass(self, x, aggregation.edges, checkpointed_block)
+            return forward_pass(self, x, aggregation.edges, block=checkpointed_block)
         with self._hooks(x, aggregation):
             return forward_pass(self, x, aggregation.edges)
 
     def check_finite(self) -> None:
         """Nothing: the loss tells, and no code hides a NaN from it."""
+
+    def _draw_masks(self, x: Tensor) -> list[Tensor]:
+        """Dropout's mask of each hidden layer, (num_nodes, hidden) bool."""
+        if self.dropout == 0:
+            return []
+        ones = x.new_ones(len(x), self.hidden)
+        hidden_layers = self.convolutions[:-1]
+        return [
+            torch.native_dropout(ones, self.dropout, True)[1] for _ in hidden_layers
+        ]
 
     def _hooks(
         self, x: Tensor, aggregation: PygAggregation
@@ -244,15 +257,23 @@ class PygNetwork(nn.Module):
 
 # --- the forward pass -----------------------------------------------------------------
 
-Block = Callable[[PygNetwork, int, Tensor, Edges], Tensor]
+Block = Callable[[PygNetwork, int, Tensor, Edges, Tensor | None], Tensor]
 
 
-def hidden_block(network: PygNetwork, index: int, x: Tensor, edges: Edges) -> Tensor:
+def hidden_block(
+    network: PygNetwork,
+    index: int,
+    x: Tensor,
+    edges: Edges,
+    mask: Tensor | None,  # of Dropout, (num_nodes, hidden) bool; None: drawn here
+) -> Tensor:
     """Convolution, BatchNorm, ReLU, Dropout."""
     x = network.convolutions[index](x, edges)
     if len(network.norms):
         x = network.norms[index](x)
     x = torch.relu(x)
+    if mask is not None:
+        return x * mask * (1.0 / (1.0 - network.dropout))
     if network.training and network.dropout > 0:
         # Not functional.dropout: on a CPU that keeps its mask in float32.
         x = torch.native_dropout(x, network.dropout, True)[0]
@@ -263,17 +284,18 @@ def forward_pass(
     network: PygNetwork,
     x: Tensor,
     edges: Edges,
+    masks: Sequence[Tensor] = (),  # of Dropout, one per hidden layer, or none
     block: Block = hidden_block,
 ) -> Tensor:
     """Logits, (num_nodes, num_classes)."""
     last = len(network.convolutions) - 1
     for index in range(last):
-        x = block(network, index, x, edges)
+        x = block(network, index, x, edges, masks[index] if masks else None)
     return network.convolutions[last](x, edges)
 
 
 def checkpointed_block(
-    network: PygNetwork, index: int, x: Tensor, edges: Edges
+    network: PygNetwork, index: int, x: Tensor, edges: Edges, mask: Tensor | None
 ) -> Tensor:
     """hidden_block that keeps its input alone; BatchNorm counts the batch once."""
     norms = [cast(nn.BatchNorm1d, norm) for norm in network.norms[index : index + 1]]
@@ -284,6 +306,7 @@ def checkpointed_block(
         index,
         x,
         edges,
+        mask,
         use_reentrant=False,
         context_fn=lambda: contexts,
     )
