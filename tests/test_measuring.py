@@ -152,6 +152,15 @@ def test_gradient_errors_have_equal_masks_and_fall_with_bits():
     assert lean8 < apart < 1e-3
 
 
+@pytest.mark.parametrize("technique", ["autocast", "checkpointing", "compiled"])
+def test_rivals_have_the_masks_of_eager_ones(technique):
+    """With other masks the error would be of the order of 1."""
+    method = MethodSpec("rival", "rival", "pyg", technique=technique)
+    spec = dataclasses.replace(SPECS[0], method=method, compile="auto")
+    (error,) = measuring.measure_gradient_errors([spec], GRAPH, None, steps=1, draws=1)
+    assert error < 1e-3
+
+
 def test_projection_makes_the_gradient_of_the_published_layout_useless():
     """EXACT keeps every eighth: the error of the projection alone is (D - 1) / R."""
     error, _ = measuring.measure_gradient_errors(

@@ -4,11 +4,12 @@ The machine's speed drifts, so the methods take turns: one step of each, again a
 again. Ratios of medians then mean something even where seconds do not.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -129,10 +130,13 @@ def measure_gradient_errors(
             trainer = Trainer(spec, graph, boundaries_of, seed=0)
             trainer.model.load_state_dict(state)
             _share_seeds(exact, trainer)
-            found = [
-                relative_squared_error(weight_gradient(trainer, steps + draw), truth)
-                for draw, truth in enumerate(expected)
-            ]
+            with drawing_as_eager(spec.method):
+                found = [
+                    relative_squared_error(
+                        weight_gradient(trainer, steps + draw), truth
+                    )
+                    for draw, truth in enumerate(expected)
+                ]
             errors[index] = float(torch.stack(found).mean())
             log.info("%s: gradient error %.2e", spec.cell, errors[index])
     return errors
@@ -146,6 +150,20 @@ def reference_of(method: MethodSpec) -> MethodSpec:
     if method.policy == "lean":
         return replace(neutral, policy="lean", rows_per_block=8)
     return neutral
+
+
+@contextlib.contextmanager
+def drawing_as_eager(method: MethodSpec) -> Iterator[None]:
+    """Let a compiled network drop what eager ones drop: it is compiled anew for it."""
+    if method.technique != "compiled":
+        yield
+        return
+    from torch._inductor import config
+
+    torch.compiler.reset()
+    with config.patch(fallback_random=True):
+        yield
+    torch.compiler.reset()
 
 
 def weight_gradient(trainer: Trainer, epoch: int) -> Tensor:
