@@ -25,8 +25,9 @@ _COLUMNS += ["epoch_time_min_s", "epoch_time_max_s"]
 
 
 def training_table(runs: xr.Dataset) -> Table:
-    """Everything that was measured alone; time also as a ratio to PyG eager."""
+    """What was measured alone, but for ablations; time also as a ratio to PyG eager."""
     frame = measured_frame(runs)
+    frame = frame[frame["without"] == ""].reset_index(drop=True)
     is_reference = (frame["policy"] == "pyg") & (frame["technique"] == "eager")
     reference = frame[is_reference].set_index(["graph", "model"])["epoch_time_s"]
     place = pd.MultiIndex.from_frame(frame[["graph", "model"]])
