@@ -113,8 +113,8 @@ def test_bytes_are_those_of_codes_and_of_metadata():
 @pytest.mark.usefixtures("without_rivals", "ticking")
 def test_operations_take_turns_and_warm_up_before_the_clock_counts():
     """A round is copy, clone, compress, decompress for each of four settings."""
-    record = benchmark(warmup=2)
-    rounds = 16 * (2 + np.arange(3))
+    record = benchmark(warmup=4)
+    rounds = 16 * (4 + np.arange(3))
     start = np.arange(4).reshape(2, 2, 1) * 4 + rounds
     moves, plain = (
         record["move_time"],
@@ -151,10 +151,14 @@ def test_what_was_not_measured_is_said_in_words():
 
 
 @pytest.mark.parametrize("package", kernel_rivals.RIVALS)
-def test_a_package_that_is_not_there_or_fails_has_no_kernels(monkeypatch, package):
+def test_a_package_that_is_not_there_or_fails_has_no_kernels(
+    monkeypatch, caplog, package
+):
+    """The first is ordinary and goes unsaid; the second is logged, with its reason."""
     x = torch.zeros(4, 64)
     monkeypatch.setattr(kernel_rivals, "find_spec", lambda name: None)
     assert rival_kernels(package, x, 8, 64, compiled=False) is None
+    assert not caplog.records
 
     def broken(*arguments):
         raise ImportError("built for another torch")
@@ -162,6 +166,7 @@ def test_a_package_that_is_not_there_or_fails_has_no_kernels(monkeypatch, packag
     monkeypatch.setattr(kernel_rivals, "find_spec", lambda name: name)
     monkeypatch.setattr(kernel_rivals, f"_{package}_kernels", broken)
     assert rival_kernels(package, x, 8, 64, compiled=False) is None
+    assert "built for another torch" in caplog.text
     assert rival_kernels(package, x, 2, 64, compiled=False) is None
 
 

@@ -118,8 +118,9 @@ def compress_blocks(
     if missing := num_packets * size - flat.numel():
         tail = torch.cat([tail, tail[-1:].expand(missing)])
     # Drawn outside the kernel: the compiler would inline the hash of the key into
-    # that of every value, and spend minutes on it.
-    keys = row_keys(seed, num_packets * in_packet)
+    # that of every value, and spend minutes on it. A kernel of its own, because each
+    # of a dozen plain operations makes the threads wait for each other.
+    keys = (_row_keys_fused if fused else row_keys)(seed, num_packets * in_packet)
     if num_body == 0:
         return _compress(tail.view(shape), keys, boundaries, bits)
     body = flat[: num_body * size].view(shape)
@@ -217,6 +218,7 @@ def _decompress(
     return level * scale[:, :, None, None] + zero_point[:, :, None, None]
 
 
+_row_keys_fused = fuse(row_keys)
 _compress_fused = fuse(_compress)
 _decompress_fused = fuse(_decompress)
 
