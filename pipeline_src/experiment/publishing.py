@@ -10,8 +10,9 @@ The README shows tables and figures of published results between marks such as
 marked places anew; `marked_places` lets a test compare them with the files. Nothing
 between marks is typed by hand.
 
-Benchmarks are also kept for each device, as benchmark_training_cpu.csv or
-benchmark_kernels_h200.csv, so that one run may be published from several machines.
+Benchmarks are also kept for each device, by the names of run, table and device, as
+benchmark_training_cpu.csv or benchmark_kernels_h200.csv, so that one run may be
+published from several machines.
 """
 
 import csv
@@ -100,7 +101,7 @@ def _publish_benchmarks(source: Path, target: Path) -> list[Path]:
     if not chosen:
         return []
     slug = device_slug(_device_of(source))
-    copies = [target / f"benchmark_{name}_{slug}.csv" for name in chosen]
+    copies = [target / f"{source.name}_{name}_{slug}.csv" for name in chosen]
     for name, copy in zip(chosen, copies, strict=True):
         shutil.copyfile(tables[name], copy)
     return copies
