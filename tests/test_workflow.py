@@ -124,14 +124,14 @@ DEFAULT = RESULTS | {
     "prepare_graph": 3,
     "capture_activations": 1,
     "fit_distributions": 1,
-    "train_run": 2 * 5,  # models x methods
+    "train_run": 2 * 6,  # models x methods
 }
 PLANETOID = RESULTS | {
     "fetch_graph": 4,
     "prepare_graph": 4,
     "capture_activations": 4,
     "fit_distributions": 4,
-    "train_run": 4 * 4,  # graphs, each with its model, x methods
+    "train_run": 4 * 6,  # graphs, each with its model, x methods
     "benchmark_training": 1,
 }
 PAPER = RESULTS | {
@@ -139,13 +139,18 @@ PAPER = RESULTS | {
     "prepare_graph": 2,
     "capture_activations": 2,
     "fit_distributions": 2,
-    "train_run": 2 * 10 * 2,  # graphs x methods x blocks of seeds
+    "train_run": 2 * 11 * 2,  # graphs x methods x blocks of seeds
 }
 BENCHMARK = RESULTS | {
-    "prepare_graph": 2 + 5,  # of published sizes, and of growing ones
-    "benchmark_training": 2 + 5 + 6,  # with rivals, growing graphs, growing models
-    "plot_figure": 6,  # none of what trainings reached
+    "prepare_graph": 2,
+    "benchmark_kernels": 1,
+    "plot_figure": 5,  # none of what trainings reached
     "write_byte_books": 1,
+}
+SCALING = RESULTS | {
+    "prepare_graph": 5 + 1,  # growing graphs, and one for growing models
+    "benchmark_training": 5 + 7,
+    "plot_figure": 5,
 }
 
 
@@ -157,12 +162,21 @@ BENCHMARK = RESULTS | {
         (("--configfile", "config/planetoid.yaml"), PLANETOID),
         (("--configfile", "config/paper.yaml"), PAPER),
         (("--configfile", "config/benchmark.yaml"), BENCHMARK),
+        (("--configfile", "config/scaling.yaml"), SCALING),
         (
             ("--configfile", "config/paper.yaml", "--replace-workflow-config"),
             PAPER,
         ),
     ],
-    ids=["default", "inner", "planetoid", "paper", "benchmark", "paper-alone"],
+    ids=[
+        "default",
+        "inner",
+        "planetoid",
+        "paper",
+        "benchmark",
+        "scaling",
+        "paper-alone",
+    ],
 )
 def test_a_configuration_asks_for_these_jobs(checkout, arguments, jobs):
     """In an empty folder, so that nothing is there already."""
@@ -257,8 +271,8 @@ def test_a_file_written_again_unchanged_runs_nothing(finished):
 @pytest.mark.parametrize(
     ("old", "new", "jobs"),
     [
-        # A sixth and seventh seed: one new block for each of the ten cells.
-        ("seeds: 5\n", "seeds: 7\n", {"train_run": 10}),
+        # A sixth and seventh seed: one new block for each cell of the sweep.
+        ("seeds: 5\n", "seeds: 7\n", {"train_run": 6}),
         ("{epochs: 60, learning_rate: 0.01", "{epochs: 61, learning_rate: 0.01", None),
         (
             "label: EXACT,",
@@ -275,7 +289,7 @@ def test_a_changed_key_runs_again_what_it_changes(finished, old, new, jobs):
     path = finished / "config" / "config.yaml"
     original = path.read_text(encoding="utf-8")
     assert old in original
-    jobs = {"train_run": 10} if jobs is None else jobs
+    jobs = {"train_run": 6} if jobs is None else jobs
     try:
         path.write_text(original.replace(old, new, 1), encoding="utf-8")
         again = planned(cwd=finished)
