@@ -104,6 +104,20 @@ def test_it_is_our_network_with_the_same_parameters_and_masks(layer, batch_norm,
 
 
 @pytest.mark.parametrize("layer", LAYERS)
+def test_gradients_are_right_where_int32_cannot_hold_the_square_of_the_nodes(layer):
+    """torch.sparse.mm(..., reduce) transposes wrongly there if indices are int32."""
+    graph = synthetic_graph(num_nodes=50_000, num_edges=100_000, num_features=4)
+    shape = (layer, 4, 4, graph.num_classes, 2, 0.0, False)
+    torch.manual_seed(0)
+    theirs, ours = PygNetwork(*shape), GraphNetwork(*shape)
+    theirs.copy_parameters(ours)
+    logits, found = gradients(theirs, graph.adjacency, graph)
+    expected = gradients(ours, graph.adjacency, graph)
+    # Sums over all nodes.
+    assert_close((logits, in_our_names(found)), expected, 50_000 * 2.0**-24)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("technique", ["checkpointing", "offload"])
 def test_techniques_that_round_nothing_change_nothing(layer, technique):
     """Running statistics too: a block that runs twice counts its batch once."""

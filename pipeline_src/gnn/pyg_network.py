@@ -83,7 +83,7 @@ Edges = Tensor | tuple[Tensor, ...]
 class PygAggregation:
     """Neighbours in the form that the convolutions take."""
 
-    edges: Edges  # int32 indices, float32 values
+    edges: Edges  # float32 values; int32 indices for the operator, else int64
     half: Edges | None = None  # the same in bfloat16, for autocast
 
     def tensors(self) -> list[Tensor]:
@@ -171,7 +171,7 @@ class PygNetwork(nn.Module):
                 # SAGEConv takes the mean itself and reads no values but ones.
                 row_pointer, column, values = _parts(ours.matrix)
                 ones = torch.ones_like(values)
-                return PygAggregation(_csr(row_pointer, column, ones))
+                return PygAggregation(_wide(_csr(row_pointer, column, ones)))
             adj_t, transposed = ours.matrix, ours.transposed_matrix
         else:
             ours = gcn_aggregation(adjacency)
@@ -181,7 +181,7 @@ class PygNetwork(nn.Module):
                 loops = cast(Tensor, ours.self_weight)
                 transposed = _with_loops(ours.transposed_matrix, loops)
             if not self.has_operator:
-                return PygAggregation(adj_t)
+                return PygAggregation(_wide(adj_t))
         edges = *_parts(adj_t), *_parts(transposed)
         if self.technique != "autocast":
             return PygAggregation(edges)
@@ -424,6 +424,16 @@ def _csr(row_pointer: Tensor, column: Tensor, values: Tensor) -> Tensor:
     return torch.sparse_csr_tensor(
         row_pointer, column, values, size=size, check_invariants=False
     )
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    """The same with int64 indices, as PyTorch Geometric's users have them.
+
+    Not only for that: with int32 the backward of torch.sparse.mm(..., reduce) is wrong
+    from 46,341 nodes on, whose square no int32 holds.
+    """
+    row_pointer, column, values = _parts(matrix)
+    return _csr(row_pointer.long(), column.long(), values)
 
 
 def _with_loops(matrix: Tensor, self_weight: Tensor) -> Tensor:

@@ -204,15 +204,16 @@ class RectifiedCodes:
 
 
 def side_sums(
-    y: Tensor,  # (num_rows, num_features), num_rows a multiple of rows_per_block
+    y: Tensor,  # (num_rows, num_features), num_rows a multiple of `groups`
     normalization: Normalization,
-    rows_per_block: int,
+    groups: int,
     fused: bool,
 ) -> Tensor:
     """Per feature, (4, num_features): count and sum of n, inactive, then active."""
     kernel = _side_sums_fused if fused else _side_sums
-    blocks = y.view(-1, rows_per_block, y.shape[1])
-    return kernel(blocks, normalization).sum(dim=1)
+    # Groups of neighbouring rows: few, so that little is written, and enough for
+    # several threads, each of which runs along features.
+    return kernel(y.view(groups, -1, y.shape[1]), normalization).sum(dim=1)
 
 
 def encode(
@@ -252,14 +253,13 @@ def _keys(seed: Tensor, shape: torch.Size, first_row: int) -> Tensor:
 
 
 def _side_sums(
-    y: Tensor,  # (blocks, rows, features)
+    y: Tensor,  # (groups, rows, features)
     normalization: Normalization,
 ) -> Tensor:
-    """Count and sum of n on either side, (4, blocks, features)."""
+    """Count and sum of n on either side, (4, groups, features)."""
     mean, inverse_std, weight, bias = normalization
     normalized = (y - mean) * inverse_std
     active = normalized * weight + bias > 0
-    # Per block first: a sum over few rows runs along features in one pass.
     sums = [
         torch.where(side, value, 0.0).sum(dim=1)
         for side in (~active, active)
