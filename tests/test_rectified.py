@@ -13,8 +13,8 @@ from pipeline_src.quant.rectified import (
     Normalization,
     RectifiedCoder,
     RectifiedSetting,
+    active_sums,
     encode,
-    side_sums,
 )
 
 SEED = torch.tensor(-77, dtype=torch.int32)
@@ -208,14 +208,14 @@ def test_a_side_of_one_level_is_given_by_its_mean(bits):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_sums_of_either_side(fused):
-    """Count and sum of n, inactive and active, as sums of float32 terms below 8."""
+def test_active_sums(fused):
+    """Count and sum of active n, sum of all n, as sums of float32 terms below 8."""
     y, norm = rows(96), normalization()
     n, u, _, _ = reference(y, norm, 0.0)
-    sides = [(u <= 0).float(), (u > 0).float()]
-    expected = [term.sum(dim=0) for side in sides for term in (side, side * n)]
-    found = side_sums(y, norm, 8, fused)
-    assert torch.allclose(found, torch.stack(expected), rtol=0, atol=96 * 8 * 2.0**-23)
+    active = (u > 0).float()
+    expected = torch.stack([term.sum(dim=0) for term in (active, active * n, n)])
+    found = active_sums(y, norm, 8, fused)
+    assert torch.allclose(found, expected, rtol=0, atol=96 * 8 * 2.0**-23)
 
 
 @pytest.mark.parametrize("bits", RECTIFIED_BITS)

@@ -39,8 +39,8 @@ from pipeline_src.quant.rectified import (
     RectifiedCoder,
     RectifiedCodes,
     RectifiedSetting,
+    active_sums,
     encode,
-    side_sums,
 )
 
 IDEAS = (
@@ -477,12 +477,14 @@ def _codes(run: KeptRun) -> MaskedCodes | RectifiedCodes:
 
 def _side_means(y: Tensor, runs: Runs, normalization: Normalization) -> Tensor:
     """Means of n over nodes on either side of ReLU, (2, width); 0 if it is empty."""
-    sums = torch.zeros(4, runs.width, device=y.device)
+    sums = torch.zeros(3, runs.width, device=y.device)
     for run in runs:
-        sums += side_sums(y[run], normalization, runs.rows_per_block, runs.fused)
+        sums += active_sums(y[run], normalization, runs.rows_per_block, runs.fused)
     if padding := runs.num_rows - runs.num_nodes:
-        sums -= side_sums(y[runs.num_nodes :], normalization, padding, False)
-    return sums[1::2] / sums[0::2].clamp(min=1)
+        sums -= active_sums(y[runs.num_nodes :], normalization, padding, False)
+    count, active, total = sums
+    counts = torch.stack([runs.num_nodes - count, count])
+    return torch.stack([total - active, active]) / counts.clamp(min=1)
 
 
 def _normalization(layer: LeanLayer, y: Tensor) -> Normalization:

@@ -203,14 +203,14 @@ class RectifiedCodes:
         )
 
 
-def side_sums(
+def active_sums(
     y: Tensor,  # (num_rows, num_features), num_rows a multiple of `groups`
     normalization: Normalization,
     groups: int,
     fused: bool,
 ) -> Tensor:
-    """Per feature, (4, num_features): count and sum of n, inactive, then active."""
-    kernel = _side_sums_fused if fused else _side_sums
+    """Per feature, (3, num_features): count and sum of active n, and sum of all n."""
+    kernel = _active_sums_fused if fused else _active_sums
     # Groups of neighbouring rows: few, so that little is written, and enough for
     # several threads, each of which runs along features.
     return kernel(y.view(groups, -1, y.shape[1]), normalization).sum(dim=1)
@@ -252,20 +252,17 @@ def _keys(seed: Tensor, shape: torch.Size, first_row: int) -> Tensor:
     return row_keys(seed, shape[:3].numel(), first_row).view(*shape[:3], 1)
 
 
-def _side_sums(
+def _active_sums(
     y: Tensor,  # (groups, rows, features)
     normalization: Normalization,
 ) -> Tensor:
-    """Count and sum of n on either side, (4, groups, features)."""
+    """Count and sum of active n, and sum of all n, (3, groups, features)."""
     mean, inverse_std, weight, bias = normalization
     normalized = (y - mean) * inverse_std
-    active = normalized * weight + bias > 0
-    sums = [
-        torch.where(side, value, 0.0).sum(dim=1)
-        for side in (~active, active)
-        for value in (1.0, normalized)
-    ]
-    return torch.stack(sums)
+    # A product, not torch.where: choosing between constants is not vectorized.
+    active = (normalized * weight + bias > 0).to(torch.float32)
+    terms = active, normalized * active, normalized
+    return torch.stack([term.sum(dim=1) for term in terms])
 
 
 def _encode(
@@ -385,7 +382,7 @@ def _scalar(value: float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
-_side_sums_fused = fuse(_side_sums)
+_active_sums_fused = fuse(_active_sums)
 _encode_fused = fuse(_encode)
 _gradient_sums_fused = fuse(_gradient_sums)
 _backpropagate_fused = fuse(_backpropagate)
