@@ -18,6 +18,7 @@ from pipeline_src.gnn.graphs import adjacency_from_edges
 from pipeline_src.gnn.lean import IDEAS, LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.quant.noise import row_keys, uniform_pair
+from pipeline_src.quant.rectified import Normalization
 
 ROOT = Path(__file__).resolve().parents[1]
 GRAPH = synthetic_graph(
@@ -264,6 +265,27 @@ def test_books_hold_codes_and_what_ideas_spare(layer, bits, idea):
         expected += copy_of(123, 20, bits) + 2 * copy_of(123, 16, bits)
         scalars = 3
     assert kept == expected + scalars * allocated_bytes(4)
+
+
+def test_means_of_either_side_leave_padding_out():
+    """123 nodes in runs of 32 rows; five rows of padding repeat the last node."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(123, 16, generator=generator)
+    zero, one = torch.zeros(16), torch.ones(16)
+    # The last feature is always active: its other side is empty and has the mean 0.
+    normalization = Normalization(zero, one, one, zero + 0.2)
+    normalization.bias[-1] = 9.0
+    padded = torch.cat([y, y[-1:].expand(5, -1)])
+    runs = lean_module.Runs(123, 16, 8, 32 * 16, False)
+    assert [run.stop - run.start for run in runs] == [32, 32, 32, 32]
+    found = lean_module._side_means(padded, runs, normalization)
+    active = y + normalization.bias > 0
+    sides = (
+        torch.where(side, y, torch.nan).nanmean(dim=0) for side in (~active, active)
+    )
+    expected = torch.stack(list(sides)).nan_to_num(0.0)
+    # Sums of up to 128 values below 4.
+    assert torch.allclose(found, expected, rtol=0, atol=128 * 4 * 2.0**-23)
 
 
 def test_without_must_name_ideas():
