@@ -26,8 +26,9 @@ def collect_features(
 ) -> xr.Dataset:
     """Join records of select_feature_bits and of measure_feature_bits, in this order.
 
-    Graph and model stand beside each entry; so does, for evaluations, the accuracy of
-    full precision that the search compared with, and for measurements the provenance.
+    Graph and model stand beside each entry, with the prefix ``measurement_`` beside
+    measurements, whose variables are called ``measured_...``. So do the accuracy that
+    a search compared with, and the provenance of a measurement.
     """
     evaluations = [_evaluations(read_dataset(path)) for path in selection_paths]
     measurements = [_measurements(read_dataset(path)) for path in measurement_paths]
@@ -81,7 +82,8 @@ def _measurements(record: xr.Dataset) -> xr.Dataset:
     coords["provenance"] = text_coord(
         "measurement", [record.attrs["provenance"]] * len(frame), "provenance as JSON"
     )
-    return xr.Dataset(dims, coords)
+    variables = {f"measured_{name}": variable for name, variable in dims.items()}
+    return xr.Dataset(variables, coords)
 
 
 def _place(

@@ -51,6 +51,7 @@ COARSER = {
     "topology": ("uniform", "topology"),
     "combined": GRANULARITIES,
 }
+ATTENTION = COMPONENTS[0]  # accuracy breaks below some bits: a least width
 _FULL_BITS = 32
 _FLOAT_BYTES = 4
 _INDEX_BYTES = 4  # int32 position of a node
@@ -65,7 +66,6 @@ class Group:
     component: str
     bucket: int
     num_elements: int
-    is_attention: bool  # some are attention values, which need more bits
     packed: dict[int, int]  # bits -> bytes
 
     def variable(self, granularity: str) -> str:
@@ -116,7 +116,7 @@ class FeatureSpace:
         )
 
     def uniform(self, bits: int) -> FeatureBits:
-        """One width everywhere, attention values as wide as they must be."""
+        """One width everywhere, attention as wide as it must be."""
         return self.table("uniform", {"bits": bits})
 
     def nominal_bytes(self, bits: FeatureBits) -> float:
@@ -160,13 +160,13 @@ class FeatureSpace:
 
     def _values(self, groups: list[Group]) -> tuple[int, ...]:
         """Candidate bits that the groups can tell apart."""
-        if not all(group.is_attention for group in groups):
+        if any(group.component != ATTENTION for group in groups):
             return self.candidate_bits
         return tuple(b for b in self.candidate_bits if b >= self.least_attention_bits)
 
     def _allowed(self, group: Group, value: Value) -> int:
-        bits = int(value)
-        return max(bits, self.least_attention_bits) if group.is_attention else bits
+        bits, attends = int(value), group.component == ATTENTION
+        return max(bits, self.least_attention_bits) if attends else bits
 
     @staticmethod
     def _width(group: Group, bits: FeatureBits) -> int:
@@ -247,7 +247,7 @@ def _group(
             values = _row_bytes(edges, bits, receivers * _SEGMENT_METADATA_BYTES)
             packed[bits] += count.per_edge * values
     num_elements = num_nodes * count.per_node + num_edges * count.per_edge
-    return Group(*place, num_elements, count.per_edge > 0, packed)
+    return Group(*place, num_elements, packed)
 
 
 def _row_bytes(num_values: int, bits: int, metadata_bytes: int) -> int:

@@ -127,9 +127,10 @@ def _measurements(features: xr.Dataset) -> pd.DataFrame:
     names += ["csr_memory", "peak_memory", "full_peak_memory"]
     names += ["test_accuracy", "full_test_accuracy"]
     places = ["measurement_graph", "measurement_model"]
+    names = [f"measured_{name}" for name in names]
     frame = features[[*names, *places, "method"]].to_dataframe()
     return frame.reset_index(drop=True).rename(
-        columns={place: place.removeprefix("measurement_") for place in places}
+        columns=lambda name: name.removeprefix("measurement_").removeprefix("measured_")
     )
 
 
