@@ -32,17 +32,19 @@ def collect_features(
     """
     evaluations = [_evaluations(read_dataset(path)) for path in selection_paths]
     measurements = [_measurements(read_dataset(path)) for path in measurement_paths]
-    return xr.merge(
+    joined = xr.merge(
         [
-            xr.concat(parts, dim, combine_attrs="drop")
+            xr.concat(parts, dim, combine_attrs="drop_conflicts")
             for parts, dim in (
                 (evaluations, "evaluation"),
                 (measurements, "measurement"),
             )
             if parts
         ],
-        combine_attrs="drop",
+        combine_attrs="drop_conflicts",
     )
+    joined.attrs = {}  # stand beside each entry
+    return joined
 
 
 def _evaluations(record: xr.Dataset) -> xr.Dataset:

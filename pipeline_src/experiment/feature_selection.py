@@ -107,7 +107,7 @@ def select_feature_bits(
         equal, ablation_frames = _search_equal(search, evaluator, baseline, archive_dir)
         chosen |= equal
         frames += ablation_frames
-    evaluations = xr.concat(frames, "evaluation", combine_attrs="drop")
+    evaluations = xr.concat(frames, "evaluation", combine_attrs="drop_conflicts")
     choice = xr.Dataset(
         coords={
             "choice": records.text_coord("choice", list(chosen), "method"),
@@ -122,7 +122,9 @@ def select_feature_bits(
         "baseline": baseline,
         "provenance": provenance_text(source_digest, place),
     }
-    return evaluations.merge(choice).assign_attrs(attrs)
+    selection = evaluations.merge(choice)
+    selection.attrs = attrs
+    return selection
 
 
 class _Evaluator:
@@ -239,7 +241,7 @@ def _evaluations(
     rows = len(number)
     rename = {"average_bits": "memory_per_value", "best_average_bits": "best_per_value"}
     joined = xr.merge(
-        [archive.drop_dims("variable"), curve], combine_attrs="drop"
+        [archive.drop_dims("variable"), curve], combine_attrs="drop_conflicts"
     ).rename(rename)
     average = [space.average_bits(bits) for bits in tables]
     return (

@@ -66,6 +66,7 @@ class Group:
     component: str
     bucket: int
     num_elements: int
+    holds_rows: bool  # rows of nodes, found by their position where widths differ
     packed: dict[int, int]  # bits -> bytes
 
     def variable(self, granularity: str) -> str:
@@ -135,7 +136,8 @@ class FeatureSpace:
         total = 0
         for group in self.groups:
             width = self._width(group, bits)
-            stores.setdefault((group.layer, group.component), set()).add(width)
+            if group.holds_rows:
+                stores.setdefault((group.layer, group.component), set()).add(width)
             total += group.packed[width]
         mixed = any(len(widths) > 1 for widths in stores.values())
         return total + (_INDEX_BYTES * self.num_nodes if mixed else 0)
@@ -247,7 +249,7 @@ def _group(
             values = _row_bytes(edges, bits, receivers * _SEGMENT_METADATA_BYTES)
             packed[bits] += count.per_edge * values
     num_elements = num_nodes * count.per_node + num_edges * count.per_edge
-    return Group(*place, num_elements, packed)
+    return Group(*place, num_elements, count.per_node > 0, packed)
 
 
 def _row_bytes(num_values: int, bits: int, metadata_bytes: int) -> int:

@@ -19,6 +19,7 @@ from pipeline_src.experiment.tables.table import (
 )
 
 FULL_BITS = 32
+FLOAT32_DIGITS = 4  # of points, which shares in float32 have after the decimal point
 _FEATURE_COLUMNS = (
     "graph",
     "model",
@@ -148,7 +149,7 @@ def _feature_row(group: pd.DataFrame) -> tuple[Any, ...]:
         first["input_memory"] / first["csr_memory"],
         100 * group["full_test_accuracy"].mean(),
         100 * group["test_accuracy"].mean(),
-        *paired_interval(drop.to_numpy(dtype=float)),
+        *paired_interval(drop.to_numpy(dtype=float).round(FLOAT32_DIGITS)),
         len(group),
     )
 
