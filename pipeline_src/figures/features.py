@@ -39,9 +39,9 @@ LARGEST_DROP = 10.0
 def plot_bit_search(features: xr.Dataset) -> ggplot:
     """The best packed ratio within the allowed drop after each evaluation."""
     frame = _searches(features)
-    frame = frame.dropna(subset=["best_per_value"]).copy()
     if frame.empty:
         return not_measured("Bit selection")
+    frame = frame.dropna(subset=["best_per_value"]).copy()
     frame["ratio"] = FULL_BITS / frame["best_per_value"]
     frame["strategy"] = frame["strategy"].cat.remove_unused_categories()
     return (
