@@ -33,7 +33,7 @@ STRATEGIES = {
 FULL_BITS = 32
 PANELS_IN_ROW = 3
 # Points of accuracy below full precision at which evaluations are drawn at the edge.
-LARGEST_DROP = 10.0
+LARGEST_DROP = 5.0
 
 
 def plot_bit_search(features: xr.Dataset) -> ggplot:
