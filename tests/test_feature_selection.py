@@ -29,7 +29,9 @@ from pipeline_src.gnn.message_plan import MessagePlan
 GRAPH = synthetic_graph(
     num_nodes=200, num_edges=1600, num_features=20, num_classes=4, seed=1
 )
-SEARCH = FeatureSearch((1, 2, 4, 8, 32), 2, 4, "bfloat16", 2.0, 12, ("random",), 4, 10)
+SEARCH = FeatureSearch(
+    (1, 2, 4, 8, 32), 2, 4, "receiver", "bfloat16", 2.0, 12, ("random",), 4, 10
+)
 MEASUREMENT = FeatureMeasurement((8, 1), (1,), 3)
 SELECTION = FeatureTraining("made-up", "gcn", 15, (1000, 1001))
 FRESH = FeatureTraining("made-up", "gcn", 15, (0, 1))

@@ -32,14 +32,16 @@ INDEX = 4 * GRAPH.num_nodes  # bytes of the position of each node
 RUN_VALUES = 2000  # several runs in each bucket
 
 
-def space_of(model, num_buckets, metadata=torch.bfloat16):
+def space_of(model, num_buckets, metadata=torch.bfloat16, shared="receiver"):
     torch.manual_seed(0)
     network = FeatureNetwork(model, GRAPH.num_features, GRAPH.num_classes)
     points = quantile_split_points(GRAPH.adjacency.degree, num_buckets)
     table = uniform_bits(network.num_layers, 32, points)
     width = network.gathered_width
     plan = MessagePlan.of(GRAPH.adjacency, table, width, RUN_VALUES)
-    space = feature_space(network.elements(), plan, points, BITS, LEAST, metadata)
+    space = feature_space(
+        network.elements(), plan, points, BITS, LEAST, metadata, shared
+    )
     return network, plan, space
 
 
@@ -50,12 +52,18 @@ def configurations(space, granularity):
     )
 
 
-@pytest.mark.parametrize("metadata", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("metadata", "shared"),
+    [(torch.float32, "receiver"), (torch.bfloat16, "tensor")],
+    ids=str,
+)
 @pytest.mark.parametrize("num_buckets", [1, 3])
 @pytest.mark.parametrize("model", MODELS)
-def test_bytes_from_shapes_are_those_that_packing_leaves(model, num_buckets, metadata):
+def test_bytes_from_shapes_are_those_that_packing_leaves(
+    model, num_buckets, metadata, shared
+):
     """The index of nodes is one tensor, which each store of several widths reports."""
-    network, plan, space = space_of(model, num_buckets, metadata)
+    network, plan, space = space_of(model, num_buckets, metadata, shared)
     assert plan.groups is None or len(plan.groups.sizes) == num_buckets
     packing = RowPacking(metadata=metadata, compile="false")
 
@@ -65,7 +73,10 @@ def test_bytes_from_shapes_are_those_that_packing_leaves(model, num_buckets, met
         bits = space.table("combined", configuration)
         recorded = []
         points = QuantizedPoints(
-            bits, packing, record=lambda name, nbytes: recorded.append((name, nbytes))
+            bits,
+            packing,
+            shared,
+            record=lambda name, nbytes: recorded.append((name, nbytes)),
         )
         network.eval()
         with torch.no_grad():

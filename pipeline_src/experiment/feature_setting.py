@@ -27,6 +27,7 @@ class FeatureSetting:
     space: FeatureSpace
     plan: MessagePlan
     packing: RowPacking
+    attention_range: str
 
     @classmethod
     def of(
@@ -45,9 +46,11 @@ class FeatureSetting:
             search.candidate_bits,
             search.least_attention_bits,
             metadata,
+            search.attention_range,
         )
-        return cls(space, plan, RowPacking(metadata=metadata, compile=compile))
+        packing = RowPacking(metadata=metadata, compile=compile)
+        return cls(space, plan, packing, search.attention_range)
 
     def points(self, bits: FeatureBits) -> QuantizedPoints:
         """What a forward pass with these bits takes."""
-        return QuantizedPoints(bits, self.packing)
+        return QuantizedPoints(bits, self.packing, self.attention_range)

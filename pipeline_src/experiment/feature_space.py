@@ -55,7 +55,7 @@ ATTENTION = COMPONENTS[0]  # accuracy breaks below some bits: a least width
 _FULL_BITS = 32
 _FLOAT_BYTES = 4
 _INDEX_BYTES = 4  # int32 position of a node
-_SEGMENT_METADATA_BYTES = 2 * _FLOAT_BYTES  # of attention values, per receiver and head
+_SEGMENT_METADATA_BYTES = 2 * _FLOAT_BYTES  # of attention values, per range and head
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,15 @@ def feature_space(
     candidate_bits: tuple[int, ...],
     least_attention_bits: int,
     metadata: torch.dtype,
+    attention_range: str,  # one of ATTENTION_RANGES
 ) -> FeatureSpace:
     """Count what a network of these elements stores, for each candidate width."""
     num_buckets = len(split_points) + 1
     sizes = (plan.num_nodes,) if plan.groups is None else plan.groups.sizes
     runs: list[list[tuple[int, int]]] = [[] for _ in range(num_buckets)]
     for bucket, first, last, start, stop in plan.bounds:
-        runs[bucket].append((last - first, stop - start))
+        num_ranges = last - first if attention_range == "receiver" else 1
+        runs[bucket].append((num_ranges, stop - start))
     groups = [
         _group(
             (layer, component, bucket),
@@ -237,7 +239,7 @@ def _group(
     place: tuple[int, str, int],
     count: ElementCount,
     num_nodes: int,  # of the bucket
-    runs: list[tuple[int, int]],  # receivers and edges of each of its runs
+    runs: list[tuple[int, int]],  # ranges and edges of each of its runs
     widths: Iterable[int],
     metadata_bytes: int,  # of a zero point and a scale of node features
 ) -> Group:
@@ -245,8 +247,8 @@ def _group(
     packed = {}
     for bits in widths:
         packed[bits] = num_nodes * _row_bytes(count.per_node, bits, metadata_bytes)
-        for receivers, edges in runs:
-            values = _row_bytes(edges, bits, receivers * _SEGMENT_METADATA_BYTES)
+        for ranges, edges in runs:
+            values = _row_bytes(edges, bits, ranges * _SEGMENT_METADATA_BYTES)
             packed[bits] += count.per_edge * values
     num_elements = num_nodes * count.per_node + num_edges * count.per_edge
     return Group(*place, num_elements, count.per_node > 0, packed)
