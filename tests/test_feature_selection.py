@@ -78,16 +78,17 @@ def test_a_killed_training_repeats_no_seed(networks, tmp_path, monkeypatch):
     trained = []
 
     def train_once(network, *rest):
-        if len(trained) == 1:
+        if len(trained) == most:
             raise LostMachineError
         trained.append(network)
         return plain(network, *rest)
 
     plain = feature_networks.train
+    most = 1
     monkeypatch.setattr(feature_networks, "train", train_once)
     with pytest.raises(LostMachineError):
         train_networks(SELECTION, GRAPH, device="cpu", partial_dir=tmp_path)
-    monkeypatch.setattr(feature_networks, "train", plain)
+    most = 2  # a third training would be one too many
     again = train_networks(SELECTION, GRAPH, device="cpu", partial_dir=tmp_path)
     assert again.identical(networks)
 
@@ -191,17 +192,16 @@ def test_a_killed_measurement_repeats_no_seed(
 
     def lost_at_the_second_seed(*arguments):
         seeds.append(torch.initial_seed())
-        if seeds[-1] == 1:
+        if seeds[-1] == 1 and seeds.count(1) == 1:
             raise LostMachineError
         return plain(*arguments)
 
     monkeypatch.setattr(feature_measurement, "fine_tune", lost_at_the_second_seed)
     with pytest.raises(LostMachineError):
         measure()
-    monkeypatch.setattr(feature_measurement, "fine_tune", plain)
-    torch.manual_seed(5)
+    of_first_seed = seeds.count(0)
     assert measure().identical(measured)
-    assert set(seeds) == {0, 1}
+    assert seeds.count(0) == of_first_seed > 0
 
 
 def test_records_become_tidy(selection, measured, tmp_path):
