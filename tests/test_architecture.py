@@ -16,7 +16,7 @@ NUMBERS = {"numpy", "scipy"}
 TABLES = NUMBERS | {"pandas", "xarray"}
 LIGHT: tuple[set[str], set[str]] = (
     {"yaml", "jsonschema"},
-    {f"experiment.{name}" for name in ("spec", "plans", "schemas")},
+    {f"experiment.{name}" for name in ("spec", "plans", "feature_plans", "schemas")},
 )
 
 # room -> (packages it may import beside the standard library, rooms of ours).
@@ -43,6 +43,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "experiment.kernel_rivals": ({"torch", "torchao", "bitsandbytes"}, set()),
     "experiment.spec": (set(), set()),
     "experiment.plans": LIGHT,
+    "experiment.feature_plans": LIGHT,
     "experiment.schemas": LIGHT,
     "experiment.configuration": LIGHT,
     "experiment.sources": LIGHT,
@@ -67,6 +68,16 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "experiment.observations": ({"torch"} | NUMBERS, set()),
     "experiment.feature_training": ({"torch"}, {"gnn", "quant.feature_store"}),
+    "experiment.feature_space": (
+        {"torch"},
+        {
+            "experiment.search_space",
+            "gnn.feature_bits",
+            "gnn.message_plan",
+            "quant.row_codes",
+        },
+    ),
+    "experiment.feature_collecting": (TABLES, {"experiment.records"}),
     "experiment.boundary_table": (TABLES, {"quant.boundaries"}),
     "experiment.records": (TABLES | {"netCDF4"}, set()),
     "experiment.byte_books": (set(), {"experiment.meters", "experiment.spec"}),
@@ -111,6 +122,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "experiment.spec",
             "experiment.tables.table",
             "gnn.graph_sizes",
+        },
+    ),
+    "experiment.tables.features": (
+        TABLES,
+        {
+            "experiment.tables.accuracy",
+            "experiment.tables.measured",
+            "experiment.tables.table",
         },
     ),
     "experiment.checks": (TABLES, set()),

@@ -447,6 +447,55 @@ def test_a_byte_book_needs_a_layout_and_a_shape_that_are_known(
         check(config)
 
 
+FEATURES = {"graphs": ["digits"], "models": ["gcn"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"candidate_bits": [1, 4], "uniform_bits": []},
+            "candidate_bits: expected 32 among them, which meets any max_drop; "
+            "got [1, 4]",
+        ),
+        (
+            {"candidate_bits": [1, 32], "uniform_bits": []},
+            "least_attention_bits: expected one of candidate_bits, [1, 32]; got 4",
+        ),
+        (
+            {"candidate_bits": [4, 32], "uniform_bits": [2]},
+            "uniform_bits: expected widths of candidate_bits, [4, 32]; got 2",
+        ),
+        (
+            {"candidate_bits": [4, 32], "uniform_bits": [], "equal_bits": 2},
+            "equal_bits: expected widths of candidate_bits, [4, 32]; got 2",
+        ),
+        (
+            {"tuned_uniform_bits": [8]},
+            "tuned_uniform_bits: expected widths of uniform_bits, [4, 2, 1]; got 8",
+        ),
+        (
+            {"tuned_uniform_bits": [1], "fine_tuning_epochs": 0},
+            "fine_tuning_epochs: expected at least 1, because tuned_uniform_bits asks "
+            "for fine-tuning; got 0",
+        ),
+        ({"models": ["sage"]}, "models[0]: got 'sage'; allowed: gcn, agnn, gat"),
+        ({"max_drop": -1}, "max_drop: expected a number at least 0, got -1"),
+    ],
+)
+def test_feature_bits_say_what_does_not_fit(config, settings, message):
+    config["feature_bits"] = [FEATURES | settings]
+    with pytest.raises(ConfigurationError) as error:
+        check(config)
+    assert str(error.value).splitlines() == [f"feature_bits[0].{message}"]
+
+
+def test_a_place_of_feature_bits_occurs_once(config):
+    config["feature_bits"] = [FEATURES, FEATURES]
+    with pytest.raises(ConfigurationError, match="digits-gcn occurs 2 times"):
+        check(config)
+
+
 def test_byte_books_may_be_the_only_thing_asked_for(config):
     entry = {"graphs": ["products_shape"], "models": ["sage-2x8"], "methods": ["fp32"]}
     config.update(sweeps=[], byte_books=[entry])

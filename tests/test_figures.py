@@ -15,6 +15,7 @@ from made_up_records import (
     made_up_boundaries,
     made_up_collection,
     made_up_distributions,
+    made_up_features,
 )
 
 from pipeline_src.experiment.collecting import collect_runs
@@ -26,6 +27,11 @@ from pipeline_src.figures.block_size import (
     plot_memory_block_size,
 )
 from pipeline_src.figures.boundaries import plot_boundaries
+from pipeline_src.figures.features import (
+    LARGEST_DROP,
+    plot_bit_front,
+    plot_bit_search,
+)
 from pipeline_src.figures.gallery import FIGURES, plot_figure
 from pipeline_src.figures.pareto import KINDS, plot_pareto
 from pipeline_src.figures.placement import place_labels
@@ -377,4 +383,39 @@ def test_ablation_shows_multiples_of_the_full_layout(benchmarks):
 def test_figures_of_benchmarks_are_drawn(benchmarks, name):
     plot = plot_figure(name, benchmarks, [], made_up_boundaries())
     assert len(plot.layers) > 1
+    assert render(plot, "png").startswith(b"\x89PNG")
+
+
+def test_search_curves_never_fall_and_end_in_a_marker():
+    features = made_up_features()
+    plot = plot_bit_search(features)
+    names = list(plot.data["strategy"].cat.categories)
+    assert names == ["ABS", "random", "greedy", "uniform"]
+    assert plot.data["place"].nunique() == 3
+    for _, curve in plot.data.groupby(["place", "strategy"], observed=True):
+        assert curve["ratio"].is_monotonic_increasing
+    (markers,) = layer_data(plot, "geom_point")
+    assert len(markers) == 3 * 4
+    found = plot.data[plot.data["strategy"] == "ABS"]["ratio"].max()
+    assert found > plot.data[plot.data["strategy"] == "random"]["ratio"].max()
+
+
+def test_the_front_of_bits_holds_what_nothing_beats():
+    features = made_up_features((("cora", "gcn"),))
+    features["accuracy"].values[5] = 0.1  # far below: drawn at the edge
+    plot = plot_bit_front(features)
+    assert plot.data["change"].min() == -LARGEST_DROP
+    (front,) = layer_data(plot, "geom_step")
+    for _, one in front.iterrows():
+        better = (plot.data["memory_per_value"] <= one["memory_per_value"]) & (
+            plot.data["accuracy"] > one["accuracy"]
+        )
+        assert not better.any()
+    assert front["memory_per_value"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("name", ["bit_search", "bit_front"])
+def test_figures_of_feature_bits_are_drawn(runs, name):
+    features = made_up_features()
+    plot = plot_figure(name, runs, [], made_up_boundaries(), features)
     assert render(plot, "png").startswith(b"\x89PNG")

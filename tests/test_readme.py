@@ -103,3 +103,12 @@ def test_a_benchmark_of_two_devices_is_refused(tmp_path):
     write_dataset(collect_runs([], [run / "m.nc", run / "other.nc"]), run / "runs.nc")
     with pytest.raises(ValueError, match=r"one device, got \['NVIDIA H200', 'cpu'\]"):
         publish("mine", tmp_path)
+
+
+def test_packed_features_are_published_under_their_own_names(tmp_path):
+    run = made_run(tmp_path, "mine", ("exact", "lean2"))
+    for name in ("sgquant.csv", "abs_search.csv"):
+        (run / "tables" / name).write_text(f"graph,{name}\n")
+        copy = tmp_path / "results" / "published" / name
+        assert copy in publish("mine", tmp_path)
+        assert copy.read_text() == f"graph,{name}\n"

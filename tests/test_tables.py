@@ -16,6 +16,7 @@ from made_up_records import (
     made_up_boundaries,
     made_up_collection,
     made_up_distributions,
+    made_up_features,
     made_up_measurement,
     made_up_spec,
 )
@@ -28,6 +29,7 @@ from pipeline_src.experiment.tables.accuracy import accuracy_table, paired_inter
 from pipeline_src.experiment.tables.boundaries import boundaries_table
 from pipeline_src.experiment.tables.byte_books import byte_books_table
 from pipeline_src.experiment.tables.distributions import distribution_table
+from pipeline_src.experiment.tables.features import feature_table, search_table
 from pipeline_src.experiment.tables.memory import memory_table
 from pipeline_src.experiment.tables.table import NOT_MEASURED, to_csv, to_markdown
 from pipeline_src.experiment.tables.training import training_table
@@ -347,3 +349,47 @@ def test_byte_books_count_from_shapes(tmp_path):
     assert rows["saved_mib"].tolist() == pytest.approx([16_481, 447], abs=1)
     assert rows["compression_ratio"].tolist() == pytest.approx([1, 16_481 / 447], 0.01)
     assert (rows["saved_with_loss_mib"] > rows["saved_mib"]).all()
+
+
+FEATURE_COLUMNS = (
+    "graph,model,method,average_bits,nominal_ratio,packed_mib,packed_ratio,csr_ratio,"
+    "accuracy_fp32,accuracy,drop,drop_low,drop_high,seeds"
+)
+
+
+def test_packed_features_against_numbers_worked_by_hand():
+    """A drop of 0.2 points on each of 10 seeds: the interval is a point."""
+    table = feature_table(made_up_features())
+    assert to_csv(table).splitlines()[0] == FEATURE_COLUMNS
+    assert table.values["method"].tolist() == ["ABS", "uniform 4"] * 3
+    row = table.values.iloc[0]
+    assert (row["graph"], row["model"], row["seeds"]) == ("cora", "gcn", 10)
+    assert row["packed_ratio"] == pytest.approx(25)
+    assert row["nominal_ratio"] == pytest.approx(1.2 * 25)
+    assert row["packed_mib"] == pytest.approx(0.4)
+    assert row["csr_ratio"] == pytest.approx(100)
+    assert row["accuracy_fp32"] == pytest.approx(81.45)
+    assert row["accuracy"] == pytest.approx(81.25)
+    assert [row["drop"], row["drop_low"], row["drop_high"]] == pytest.approx([0.2] * 3)
+    assert table.shown.iloc[0]["95 % interval [points]"] == "+0.20 … +0.20"
+    assert table.shown.iloc[1]["drop [points]"] == "+0.00"
+
+
+def test_a_single_seed_has_a_drop_without_an_interval():
+    values = feature_table(made_up_features(num_seeds=1)).values
+    assert values["drop"].tolist() == pytest.approx([0.2, 0.0] * 3)
+    assert values[["drop_low", "drop_high"]].isna().all(axis=None)
+
+
+def test_searches_list_every_evaluation_and_show_the_last():
+    features = made_up_features()
+    features["aim"].values[:12] = "max_memory"  # another question, another table
+    table = search_table(features)
+    assert len(table.values) == (3 * 4 - 1) * 12
+    assert len(table.shown) == 3 * 4 - 1
+    first = table.values.iloc[0]
+    assert (first["strategy"], first["evaluation"]) == ("random", 1)
+    assert first["best_packed_ratio"] == pytest.approx(1)
+    assert first["accuracy_fp32"] == pytest.approx(80)
+    ratio = table.values["best_packed_ratio"] * table.values["best_packed_mib"]
+    assert ratio.to_numpy() == pytest.approx(32)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_src.experiment import training
+from pipeline_src.experiment.devices import resolve_device
 from pipeline_src.experiment.meters import allocated_bytes
 from pipeline_src.experiment.networks import block_size, keep_of
 from pipeline_src.experiment.records import RUN_CURVES, RUN_SCALARS
@@ -21,7 +22,7 @@ from pipeline_src.experiment.spec import (
     TrainingSpec,
 )
 from pipeline_src.experiment.step_memory import measure_step_memory
-from pipeline_src.experiment.trainer import Trainer, resolve_device, training_loss
+from pipeline_src.experiment.trainer import Trainer, training_loss
 from pipeline_src.experiment.training import train_run
 from pipeline_src.gnn.embedded_graphs import synthetic_graph
 

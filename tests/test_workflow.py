@@ -153,6 +153,18 @@ SCALING = RESULTS | {
     "plot_figure": 5,
 }
 
+SGQUANT = RESULTS | {
+    "fetch_graph": 4,
+    "prepare_graph": 5,
+    # graphs x models x selection and two blocks of seeds, but one on Computers
+    "train_features": 3 * (4 * (1 + 2) + (1 + 1)),
+    "search_bits": 5 * 3,
+    "measure_bits": 3 * (4 * 2 + 1),
+    "collect_bits": 1,
+    "plot_figure": 1 + 2,
+}
+del SGQUANT["benchmark_training"]
+
 
 @pytest.mark.parametrize(
     ("arguments", "jobs"),
@@ -163,6 +175,7 @@ SCALING = RESULTS | {
         (("--configfile", "config/paper.yaml"), PAPER),
         (("--configfile", "config/benchmark.yaml"), BENCHMARK),
         (("--configfile", "config/scaling.yaml"), SCALING),
+        (("--configfile", "config/sgquant.yaml"), SGQUANT),
         (
             ("--configfile", "config/paper.yaml", "--replace-workflow-config"),
             PAPER,
@@ -175,6 +188,7 @@ SCALING = RESULTS | {
         "paper",
         "benchmark",
         "scaling",
+        "sgquant",
         "paper-alone",
     ],
 )
@@ -417,3 +431,67 @@ def test_a_benchmark_needs_no_training(tmp_path):
     assert (results / "report.html").exists()
     again = call("snakemake", *start, "--cores", "2")
     assert "Nothing to be done" in again.stdout + again.stderr
+
+
+FEATURES = """
+run: features
+device: cpu
+compile: false
+models: {}
+methods: {}
+sweeps: []
+feature_bits:
+  - graphs: [digits]
+    models: [gcn]
+    epochs: 20
+    seeds: 3
+    seeds_per_job: 2
+    selection_seeds: 2
+    budget: 8
+    strategies: [random]
+    equal_bits: 2
+    equal_budget: 4
+    uniform_bits: [1]
+    tuned_uniform_bits: [1]
+    fine_tuning_epochs: 2
+figures: {formats: [png]}
+"""
+
+
+@pytest.mark.slow
+def test_feature_bits_go_from_graph_to_report_and_repeat_only_what_changed(tmp_path):
+    """Training, selection and measurement with real scripts; then what each repeats."""
+    (tmp_path / "config").mkdir()
+    path = tmp_path / "config" / "config.yaml"
+    path.write_text(FEATURES)
+    start = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path))
+    output = snakemake(*start, "--cores", "2")
+    assert "# Packed features" in output, "the summary prints the table"
+    results = tmp_path / "results" / "features"
+    names = {path.stem for path in results.glob("features/*/*.nc")}
+    blocks = {"digits-gcn-s0to1", "digits-gcn-s2to2"}
+    assert names == blocks | {"digits-gcn-s1000to1001", "digits-gcn"}
+    assert not list(results.rglob("features/*/.partial/*"))
+    methods = [
+        line.split(",")[2]
+        for line in (results / "tables/sgquant.csv").read_text().splitlines()
+    ]
+    assert methods[:3] == ["method", "ABS", "ABS tuned"]
+    assert methods[-2:] == ["uniform 1", "uniform 1 tuned"]
+    figures = {path.stem for path in (results / "figures").glob("*")}
+    assert figures == {"boundaries", "bit_search", "bit_front"}
+    assert "ABS tuned" in (results / "report.html").read_text(encoding="utf-8")
+    assert not planned(*start)
+
+    computing = {"train_features", "search_bits", "measure_bits"}
+    for old, new, jobs in (
+        ("seeds: 3\n", "seeds: 4\n", {"train_features": 1, "measure_bits": 1}),
+        ("tuned_uniform_bits: [1]", "tuned_uniform_bits: []", {"measure_bits": 2}),
+        ("budget: 8\n", "budget: 9\n", {"search_bits": 1, "measure_bits": 2}),
+        ("selection_seeds: 2", "selection_seeds: 1", None),
+    ):
+        path.write_text(FEATURES.replace(old, new, 1))
+        again = planned(*start)
+        if jobs is None:
+            jobs = {"train_features": 1, "search_bits": 1, "measure_bits": 2}
+        assert {rule: n for rule, n in again.items() if rule in computing} == jobs

@@ -17,10 +17,11 @@ import xarray as xr
 from torch import Tensor
 
 from pipeline_src.experiment import records
+from pipeline_src.experiment.devices import describe_device, resolve_device
 from pipeline_src.experiment.networks import BoundariesOf, block_size, keep_of
 from pipeline_src.experiment.observations import Observation, observe_blocks
 from pipeline_src.experiment.spec import RunSpec
-from pipeline_src.experiment.trainer import Trainer, describe_device, resolve_device
+from pipeline_src.experiment.trainer import Trainer
 from pipeline_src.gnn.graphs import Graph
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
 from pipeline_src.quant.fusion import resolve_compile

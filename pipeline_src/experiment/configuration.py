@@ -6,12 +6,13 @@ that keeps everything, no run may be counted twice. Every message gives the key'
 path, what was expected and what came.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipeline_src.experiment.feature_plans import feature_plans
 from pipeline_src.experiment.plans import (
     byte_book_specs,
     capture_plans,
@@ -78,7 +79,9 @@ def checked_configuration(
         method.setdefault("bits", NOT_COMPRESSED)
     filled["compile"] = str(filled["compile"]).lower()
     _refuse(list(_problems_of_names(filled)))
-    for plan in (run_specs, measurement_plans, capture_plans, byte_book_specs):
+    plans: tuple[Callable[[dict[str, Any]], object], ...]
+    plans = (run_specs, measurement_plans, capture_plans, byte_book_specs)
+    for plan in (*plans, feature_plans):
         try:
             plan(filled)
         except ValueError as error:
@@ -176,6 +179,7 @@ def _problems_of_pyg(method: Mapping[str, Any], path: str) -> Iterator[str]:
 
 def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _problems_of_byte_books(config)
+    yield from _problems_of_feature_bits(config)
     for section in ("sweeps", "measurements", "captures", "byte_books"):
         for index, entry in enumerate(config[section]):
             path = f"{section}[{index}]"
@@ -215,6 +219,41 @@ def _problems_of_byte_books(config: Mapping[str, Any]) -> Iterator[str]:
                     "is there for policies full, exact, and lean with at most 8 bits "
                     "and nothing switched off; list it under measurements"
                 )
+
+
+def _problems_of_feature_bits(config: Mapping[str, Any]) -> Iterator[str]:
+    for index, entry in enumerate(config["feature_bits"]):
+        path = f"feature_bits[{index}]"
+        if NOT_COMPRESSED not in entry["candidate_bits"]:
+            yield (
+                f"{path}.candidate_bits: expected 32 among them, which meets any "
+                f"max_drop; got {shown(entry['candidate_bits'])}"
+            )
+        known = entry["candidate_bits"]
+        if (least := entry["least_attention_bits"]) not in known:
+            yield (
+                f"{path}.least_attention_bits: expected one of candidate_bits, "
+                f"{shown(known)}; got {least}"
+            )
+        for key in ("uniform_bits", "equal_bits"):
+            widths = entry[key] if key == "uniform_bits" else [entry[key]]
+            for width in widths:
+                if width is not None and width not in known:
+                    yield (
+                        f"{path}.{key}: expected widths of candidate_bits, "
+                        f"{shown(known)}; got {width}"
+                    )
+        for width in entry["tuned_uniform_bits"]:
+            if width not in entry["uniform_bits"]:
+                yield (
+                    f"{path}.tuned_uniform_bits: expected widths of uniform_bits, "
+                    f"{shown(entry['uniform_bits'])}; got {width}"
+                )
+        if entry["tuned_uniform_bits"] and not entry["fine_tuning_epochs"]:
+            yield (
+                f"{path}.fine_tuning_epochs: expected at least 1, because "
+                "tuned_uniform_bits asks for fine-tuning; got 0"
+            )
 
 
 def _problems_of_layer_bits(

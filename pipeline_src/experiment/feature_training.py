@@ -76,7 +76,8 @@ def _fit(
     x: Tensor | FeatureStore = graph.features
     straight = None
     if points is not None:
-        x = network.pack_input(graph.features, plan, points)
+        # Decoded once: the same numbers as packed ones that each pass decodes anew.
+        x = FeatureStore.full(network.pack_input(graph.features, plan, points).decode())
         straight = replace(points, straight_through=True, record=None)
     optimizer = torch.optim.Adam(
         network.parameter_groups(), lr=network.hyperparameters.learning_rate

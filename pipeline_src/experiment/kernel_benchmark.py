@@ -23,9 +23,9 @@ import xarray as xr
 from torch import Tensor
 
 from pipeline_src.experiment import records
+from pipeline_src.experiment.devices import describe_device, resolve_device
 from pipeline_src.experiment.kernel_rivals import RIVALS, Kernels, rival_kernels
 from pipeline_src.experiment.meters import measure_time
-from pipeline_src.experiment.trainer import describe_device, resolve_device
 from pipeline_src.quant.blockwise import compress_blocks, decompress_blocks
 from pipeline_src.quant.fusion import resolve_compile
 

@@ -10,9 +10,10 @@ The README shows tables and figures of published results between marks such as
 marked places anew; `marked_places` lets a test compare them with the files. Nothing
 between marks is typed by hand.
 
-Benchmarks are also kept for each device, by the names of run, table and device, as
-benchmark_training_cpu.csv or benchmark_kernels_h200.csv, so that one run may be
-published from several machines.
+Packed features and searches of their bits are also kept as sgquant.csv and
+abs_search.csv. Benchmarks are also kept for each device, by the names of run, table and
+device, as benchmark_training_cpu.csv or benchmark_kernels_h200.csv, so that one run may
+be published from several machines.
 """
 
 import csv
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from pipeline_src.experiment.records import read_dataset
 
+_FEATURE_TABLES = ("sgquant.csv", "abs_search.csv")
 _MARKED = re.compile(r"(<!-- from (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PUBLISHED = Path("results/published")
 # Words of a GPU's name that tell nothing.
@@ -55,7 +57,8 @@ def publish(run: str, root: Path) -> list[Path]:
     """Copy a run's tables and figures to results/published/, and fill the README.
 
     Tables of a benchmark are copied once more under the name of its device: that of
-    kernels, and that of training if it holds a time to compare with.
+    kernels, and that of training if it holds a time to compare with. Tables of packed
+    features are copied once more under their own names.
 
     Raises:
         FileNotFoundError: if the run has not been made.
@@ -70,6 +73,7 @@ def publish(run: str, root: Path) -> list[Path]:
         shutil.copyfile(file, target / file.name)
     published = [target / file.name for file in files]
     published += _publish_benchmarks(source, target.parent)
+    published += _publish_features(source, target.parent)
     readme = root / "README.md"
     text = fill_marked_places(readme.read_text(encoding="utf-8"), root)
     readme.write_text(text, encoding="utf-8")
@@ -86,6 +90,15 @@ def device_slug(device: str) -> str:
     """
     words = re.findall(r"[a-z0-9]+", device.lower())
     return "-".join(word for word in words if word not in _MAKERS)
+
+
+def _publish_features(source: Path, target: Path) -> list[Path]:
+    """Copy what the run has of tables of packed features; return where to."""
+    tables = [source / "tables" / name for name in _FEATURE_TABLES]
+    copies = [(path, target / path.name) for path in tables if path.exists()]
+    for path, copy in copies:
+        shutil.copyfile(path, copy)
+    return [copy for _, copy in copies]
 
 
 def _publish_benchmarks(source: Path, target: Path) -> list[Path]:

@@ -46,6 +46,7 @@ def write_report(
     figures: Mapping[str, Mapping[str, bytes]],
     captions: str,
     checks: str,
+    features: xr.Dataset | None = None,
 ) -> str:
     """Return the page.
 
@@ -55,12 +56,15 @@ def write_report(
         figures: name of a figure -> format ("svg" or "png") -> content.
         captions: Jinja template of a caption, given `snakemake.wildcards.figure`.
         checks: what was checked, one line each.
+        features: collected bits of stored features, for the provenance, if any.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     return environment.from_string(_PAGE).render(
         graphs=", ".join(
             dict.fromkeys(
-                _distinct(runs, "graph") + _distinct(runs, "measurement_graph")
+                _distinct(runs, "graph")
+                + _distinct(runs, "measurement_graph")
+                + (_distinct(features, "measurement_graph") if features else [])
             )
         ),
         sections=[read_markdown(table) for table in tables],
@@ -69,7 +73,7 @@ def write_report(
             for name, formats in figures.items()
         ],
         checks=checks.strip().splitlines(),
-        provenance=provenance_rows(runs),
+        provenance=provenance_rows(runs, features),
     )
 
 
@@ -93,9 +97,13 @@ def read_markdown(page: str) -> Section:
     )
 
 
-def provenance_rows(runs: xr.Dataset) -> list[tuple[str, str]]:
+def provenance_rows(
+    runs: xr.Dataset, features: xr.Dataset | None = None
+) -> list[tuple[str, str]]:
     """Return what the records were made with; several values where they differ."""
     texts = [*_distinct(runs, "provenance"), *_distinct(runs, "measurement_provenance")]
+    if features:
+        texts += _distinct(features, "provenance")
     values: dict[str, list[str]] = {}
     for text in texts:
         for name, value in _flatten(json.loads(text)):

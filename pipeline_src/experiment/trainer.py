@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline_src.experiment.devices import describe_device as describe_device
+from pipeline_src.experiment.devices import resolve_device as resolve_device
 from pipeline_src.experiment.networks import BoundariesOf, build_network
 from pipeline_src.experiment.spec import RunSpec
 from pipeline_src.gnn.graphs import Graph
@@ -101,26 +103,6 @@ def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     raise ValueError(
         f"loss must be 'cross_entropy' or 'log_cross_entropy', got {kind!r}"
     )
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" means on this machine.
-
-    Raises:
-        ValueError: if device is none of these, or "cuda" and there is none.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no GPU; set device: auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def describe_device(device: torch.device) -> str:
-    """Name of the device for records."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def splits(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,11 +16,12 @@ import xarray as xr
 from torch import Tensor
 
 from pipeline_src.experiment import records
+from pipeline_src.experiment.devices import describe_device, resolve_device
 from pipeline_src.experiment.meters import StepClock
 from pipeline_src.experiment.networks import BoundariesOf
 from pipeline_src.experiment.spec import RunSpec
 from pipeline_src.experiment.step_memory import measure_step_memory
-from pipeline_src.experiment.trainer import Trainer, describe_device, resolve_device
+from pipeline_src.experiment.trainer import Trainer
 from pipeline_src.gnn.graphs import Graph
 
 PROGRESS_REPORTS = 10  # per training

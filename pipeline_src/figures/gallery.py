@@ -11,6 +11,7 @@ from pipeline_src.figures.block_size import (
     plot_memory_block_size,
 )
 from pipeline_src.figures.boundaries import plot_boundaries
+from pipeline_src.figures.features import plot_bit_front, plot_bit_search
 from pipeline_src.figures.pareto import plot_pareto
 from pipeline_src.figures.positions import (
     plot_position_histograms,
@@ -30,6 +31,8 @@ FIGURES = (
     "quantile_quantile",
     "boundaries",
     "training_curves",
+    "bit_search",
+    "bit_front",
 )
 
 
@@ -38,6 +41,7 @@ def plot_figure(
     runs: xr.Dataset,
     distributions: Sequence[xr.Dataset],
     boundaries: xr.Dataset,
+    features: xr.Dataset | None = None,  # where bits of stored features are asked for
 ) -> ggplot:
     """Return the figure of that name.
 
@@ -65,4 +69,8 @@ def plot_figure(
             return plot_boundaries(boundaries)
         case "training_curves":
             return plot_training_curves(runs)
+        case "bit_search":
+            return plot_bit_search(xr.Dataset() if features is None else features)
+        case "bit_front":
+            return plot_bit_front(xr.Dataset() if features is None else features)
     raise ValueError(f"figure must be one of {FIGURES}, got {name!r}")

@@ -15,6 +15,7 @@ from pipeline_src.experiment.configuration import (
     checked_configuration,
     read_schema,
 )
+from pipeline_src.experiment.feature_plans import feature_plans
 from pipeline_src.experiment.plans import (
     byte_book_specs,
     capture_plans,
@@ -47,6 +48,14 @@ MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
 CAPTURES = {plan.name: plan for plan in capture_plans(CONFIG)}
 BYTE_BOOKS = byte_book_specs(CONFIG)
 KERNELS = CONFIG["kernels"] or {}
+FEATURES = {plan.name: plan for plan in feature_plans(CONFIG)}
+# Blocks of networks, and the plan of each; bits are measured on those of fresh seeds.
+MEASURED_NETWORKS = {
+    block.name: (block, plan) for plan in FEATURES.values() for block in plan.blocks
+}
+NETWORKS = MEASURED_NETWORKS | {
+    plan.selection.name: (plan.selection, plan) for plan in FEATURES.values()
+}
 FORMATS = CONFIG["figures"]["formats"]
 COLLECTED_TABLES = [
     "accuracy",
@@ -56,6 +65,7 @@ COLLECTED_TABLES = [
     "distributions",
     "boundaries",
     *(["kernels"] if KERNELS else []),
+    *(["sgquant", "abs_search"] if FEATURES else []),
 ]
 TABLES = [*COLLECTED_TABLES, *(["byte_books"] if BYTE_BOOKS else [])]
 METHODS = [spec.method for plan in MEASUREMENTS.values() for spec in plan.specs]
@@ -67,6 +77,7 @@ FIGURES = [
     *(["scaling"] if sizes_vary(MEASUREMENTS.values()) else []),
     *(["ablation"] if any(method.without for method in METHODS) else []),
     *(["position_histograms", "quantile_quantile"] if CAPTURES else []),
+    *(["bit_search", "bit_front"] if FEATURES else []),
 ]
 CAPTIONS = os.path.relpath(ROOT / "workflow" / "report" / "figure.rst")
 # A request, not a limit; on a cluster the profile asks instead.
@@ -86,6 +97,8 @@ wildcard_constraints:
     plan=one_of(MEASUREMENTS),
     capture=one_of(CAPTURES),
     figure=one_of(FIGURES),
+    features=one_of(FEATURES),
+    networks=one_of(NETWORKS),
 
 
 def sources(rule):
@@ -172,6 +185,36 @@ def epochs_of_capture(wildcards):
     return list(CAPTURES[wildcards.capture].epochs)
 
 
+def graph_of_networks(wildcards):
+    return graph_file(NETWORKS[wildcards.networks][0].graph)
+
+
+def training_of_networks(wildcards):
+    return NETWORKS[wildcards.networks][0].to_params()
+
+
+def selection_of_networks(wildcards):
+    plan = MEASURED_NETWORKS[wildcards.networks][1]
+    return f"<results>/features/selections/{plan.name}.nc"
+
+
+def measurement_of_networks(wildcards):
+    return MEASURED_NETWORKS[wildcards.networks][1].measurement.to_params()
+
+
+def graph_of_features(wildcards):
+    return graph_file(FEATURES[wildcards.features].selection.graph)
+
+
+def selection_networks_of_features(wildcards):
+    networks = FEATURES[wildcards.features].selection
+    return f"<results>/features/networks/{networks.name}.nc"
+
+
+def search_of_features(wildcards):
+    return FEATURES[wildcards.features].search.to_params()
+
+
 def warn_of_plain_kernels():
     """Once, before the first job; jobs ask for themselves, perhaps elsewhere."""
     warning = plain_kernels_warning(CONFIG["compile"])
@@ -182,7 +225,8 @@ def warn_of_plain_kernels():
 def print_summary():
     """The tables that most readers want first, in the terminal."""
     results = Path("results") / CONFIG["run"]
-    for table in ["accuracy", "memory"] if CELLS else ["training"]:
+    untrained = ["sgquant"] if FEATURES else ["training"]
+    for table in ["accuracy", "memory"] if CELLS else untrained:
         path = results / "tables" / f"{table}.md"
         if path.exists():
             print(path.read_text(encoding="utf-8"))

@@ -35,6 +35,7 @@ rule write_tables:
         distributions=collect("<results>/distributions/{capture}.nc", capture=CAPTURES),
         boundaries="<results>/boundaries.nc",
         kernels="<results>/kernels.nc" if KERNELS else [],
+        features="<results>/features.nc" if FEATURES else [],
         sources=sources("write_tables"),
     output:
         collect("<results>/tables/{table}", table=tables(COLLECTED_TABLES)),
@@ -69,6 +70,7 @@ rule plot_figure:
         runs="<results>/runs.nc",
         distributions=collect("<results>/distributions/{capture}.nc", capture=CAPTURES),
         boundaries="<results>/boundaries.nc",
+        features="<results>/features.nc" if FEATURES else [],
         sources=sources("plot_figure"),
     output:
         report(
@@ -98,6 +100,7 @@ rule write_report:
             "<results>/figures/{figure}.{format}", figure=FIGURES, format=FORMATS
         ),
         runs="<results>/runs.nc",
+        features="<results>/features.nc" if FEATURES else [],
         checks="<results>/checks.txt",
         captions=CAPTIONS,
         sources=sources("write_report"),

@@ -13,6 +13,7 @@ def main(
     runs_path: Path,
     distribution_paths: list[Path],
     boundaries_path: Path,
+    features_path: Path | None,
     figure_paths: list[Path],
 ) -> None:
     plot = plot_figure(
@@ -20,6 +21,7 @@ def main(
         read_dataset(runs_path),
         [read_dataset(path) for path in distribution_paths],
         read_dataset(boundaries_path),
+        read_dataset(features_path) if features_path else None,
     )
     for path in figure_paths:
         path.write_bytes(render(plot, path.suffix.removeprefix(".")))
@@ -27,10 +29,12 @@ def main(
 
 if __name__ == "__main__":
     logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
+    features = snakemake.input.get("features")
     main(
         snakemake.wildcards.figure,
         Path(snakemake.input.runs),
         [Path(path) for path in snakemake.input.get("distributions", [])],
         Path(snakemake.input.boundaries),
+        Path(features) if features else None,
         [Path(path) for path in snakemake.output],
     )

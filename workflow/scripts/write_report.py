@@ -8,6 +8,7 @@ from pipeline_src.experiment import records, report
 
 def main(
     runs_path: Path,
+    features_path: Path | None,
     table_paths: list[Path],
     figure_paths: list[Path],
     checks_path: Path,
@@ -24,14 +25,17 @@ def main(
         report.read_figures(figure_paths),
         captions_path.read_text(encoding="utf-8"),
         checks_path.read_text(encoding="utf-8"),
+        records.read_dataset(features_path) if features_path else None,
     )
     report_path.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
     logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
+    features = snakemake.input.get("features")
     main(
         Path(snakemake.input.runs),
+        Path(features) if features else None,
         [Path(path) for path in snakemake.input.tables],
         [Path(path) for path in snakemake.input.figures],
         Path(snakemake.input.checks),

@@ -8,6 +8,7 @@ from pipeline_src.experiment.tables.ablation import ablation_table
 from pipeline_src.experiment.tables.accuracy import accuracy_table
 from pipeline_src.experiment.tables.boundaries import boundaries_table
 from pipeline_src.experiment.tables.distributions import distribution_table
+from pipeline_src.experiment.tables.features import feature_table, search_table
 from pipeline_src.experiment.tables.kernels import kernel_table
 from pipeline_src.experiment.tables.memory import memory_table
 from pipeline_src.experiment.tables.table import to_csv, to_markdown
@@ -19,6 +20,7 @@ def main(
     distribution_paths: list[Path],
     boundaries_path: Path,
     kernels_path: Path | None,
+    features_path: Path | None,
     outputs: dict[str, Path],  # "accuracy.md", "accuracy.csv", ...
 ) -> None:
     runs = read_dataset(runs_path)
@@ -34,6 +36,10 @@ def main(
     }
     if kernels_path:
         tables["kernels"] = kernel_table(read_dataset(kernels_path))
+    if features_path:
+        features = read_dataset(features_path)
+        tables["sgquant"] = feature_table(features)
+        tables["abs_search"] = search_table(features)
     for name, table in tables.items():
         markdown, csv = to_markdown(table), to_csv(table)
         outputs[f"{name}.md"].write_text(markdown, encoding="utf-8")
@@ -43,10 +49,12 @@ def main(
 if __name__ == "__main__":
     logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
     kernels = snakemake.input.get("kernels")
+    features = snakemake.input.get("features")
     main(
         Path(snakemake.input.runs),
         [Path(path) for path in snakemake.input.get("distributions", [])],
         Path(snakemake.input.boundaries),
         Path(kernels) if kernels else None,
+        Path(features) if features else None,
         {Path(path).name: Path(path) for path in snakemake.output},
     )

@@ -22,6 +22,7 @@ _TEXT_COLUMNS = {
     "graph",
     "model",
     "method",
+    "strategy",
     "measured",
     "without",
     "layer",

@@ -40,7 +40,8 @@ def training_table(runs: xr.Dataset) -> Table:
     shown["step peak [MiB]"] = values["peak_mib"].map(mebibytes)
     shown["resident [MiB]"] = values["resident_mib"].map(mebibytes)
     times = ("epoch_time_s", "epoch_time_min_s", "epoch_time_max_s")
-    median, low, high = (values[column].map(three_digits) for column in times)
+    texts = values[list(times)].map(three_digits).astype(str)  # also without rows
+    median, low, high = (texts[column] for column in times)
     spread = median + " (" + low + " … " + high + ")"
     timed = values["epoch_time_s"].notna()
     shown["time per epoch [s] (min … max)"] = spread.where(timed, NOT_MEASURED)

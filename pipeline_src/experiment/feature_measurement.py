@@ -1,0 +1,237 @@
+"""What selected bits cost and reach, on networks of seeds that selected nothing.
+
+Test accuracy appears here for the first time, once per method and seed, beside full
+precision's from the same weights. Bytes come in three kinds, see feature_space.py, and
+as the measured peak of inference: the input features and what a pass needs above them.
+"""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pipeline_src.experiment import records
+from pipeline_src.experiment.devices import resolve_device
+from pipeline_src.experiment.feature_networks import (
+    ACCURACIES,
+    by_seeds,
+    network_of,
+    provenance_text,
+    seed_coord,
+)
+from pipeline_src.experiment.feature_plans import (
+    FeatureMeasurement,
+    FeatureSearch,
+    FeatureTraining,
+)
+from pipeline_src.experiment.feature_selection import ABS, AVERAGE_BITS
+from pipeline_src.experiment.feature_setting import FeatureSetting
+from pipeline_src.experiment.feature_space import (
+    FeatureSpace,
+    bits_from_json,
+    bits_to_json,
+)
+from pipeline_src.experiment.feature_training import fine_tune
+from pipeline_src.experiment.meters import measure_memory
+from pipeline_src.gnn.feature_bits import FeatureBits
+from pipeline_src.gnn.feature_network import FeatureNetwork
+from pipeline_src.gnn.graphs import Graph
+from pipeline_src.gnn.message_plan import MessagePlan
+from pipeline_src.gnn.quantized_points import QuantizedPoints
+from pipeline_src.quant.feature_store import FeatureStore
+from pipeline_src.quant.fusion import resolve_compile
+from pipeline_src.quant.sparse_rows import SparseRows
+
+log = logging.getLogger(__name__)
+
+TUNED = " tuned"  # ends the name of a method that was fine-tuned
+METHOD_SCALARS = {
+    "average_bits": AVERAGE_BITS,
+    "nominal_memory": ("byte", "stored values times their bits"),
+    "packed_memory": ("byte", "stored features with metadata, index and padding"),
+    "peak_memory": ("byte", "input features and peak of inference above them"),
+}
+PLACE_SCALARS = {
+    "full_memory": ("byte", "stored values as float32"),
+    "full_peak_memory": ("byte", "peak of inference in float32, input included"),
+    "input_memory": ("byte", "input features as float32"),
+    "csr_memory": ("byte", "input features as lossless compressed sparse rows"),
+}
+
+
+def measure_feature_bits(
+    measurement: FeatureMeasurement,
+    networks: xr.Dataset,  # of train_networks, of fresh seeds
+    selection: xr.Dataset,  # of select_feature_bits
+    graph: Graph,
+    *,
+    device: str = "auto",
+    compile: str = "auto",
+    source_digest: str = "not recorded",
+    partial_dir: Path | None = None,
+) -> xr.Dataset:
+    """Measure what was chosen, and uniform bits, on networks that chose nothing.
+
+    Args:
+        measurement: what to measure beside the chosen bits, and how long to tune.
+        networks: trained ones of seeds that the selection does not know.
+        selection: the chosen bits.
+        graph: on any device.
+        device: "auto", "cpu" or "cuda".
+        compile: "auto", "true" or "false"; changes no accuracy.
+        source_digest: recorded as provenance.
+        partial_dir: as in train_networks.
+
+    Returns:
+        Dims (method, seed): accuracies; dim method: bytes; without dims: the bytes of
+        full precision and of the lossless sparse input.
+
+    Raises:
+        ValueError: if a network's seed helped to select the bits.
+    """
+    place = resolve_device(device)
+    graph = graph.to(place)
+    search = FeatureSearch.from_params(selection.attrs["search"])
+    training = FeatureTraining.from_params(networks.attrs["training"])
+    known = FeatureTraining.from_params(selection.attrs["training"]).seeds
+    if again := set(training.seeds) & set(known):
+        raise ValueError(f"seeds must be fresh, but bits were selected on {again}")
+    setting = FeatureSetting.of(
+        training.model, graph, search, resolve_compile(compile, place)
+    )
+    methods = _methods(measurement, selection, setting.space)
+
+    def measure_seed(seed: int) -> xr.Dataset:
+        network = network_of(
+            networks, training.seeds.index(seed), training.model, graph
+        )
+        reached_by = {  # methods may have chosen the same bits
+            one: _measured(network, graph, setting, *one, seed)
+            for one in dict.fromkeys(methods.values())
+        }
+        reached = np.array([reached_by[one] for one in methods.values()])
+        log.info("%s seed %d: %d methods", training.name, seed, len(methods))
+        return xr.Dataset(
+            {
+                name: (
+                    ("method", "seed"),
+                    reached[:, [column]],
+                    records.attributes(*meaning),
+                )
+                for column, (name, meaning) in enumerate(ACCURACIES.items())
+            },
+            {"seed": seed_coord([seed])},
+        )
+
+    record = by_seeds(training.seeds, measure_seed, partial_dir)
+    network = network_of(networks, 0, training.model, graph)
+    for name in ACCURACIES:
+        record[f"full_{name}"] = networks[name].assign_attrs(
+            long_name=f"{networks[name].attrs['long_name']} in full precision"
+        )
+    record = record.assign(_bytes(network, graph, setting, methods))
+    texts = [bits_to_json(bits) for bits, _ in methods.values()]
+    record = record.assign_coords(
+        method=records.text_coord("method", list(methods), "method"),
+        bits=records.text_coord("method", texts, "bits as JSON"),
+    )
+    return record.assign_attrs(
+        measurement=measurement.to_params(),
+        training=networks.attrs["training"],
+        provenance=provenance_text(source_digest, place),
+    )
+
+
+# method -> its bits, and epochs of fine-tuning
+_Methods = dict[str, tuple[FeatureBits, int]]
+
+
+def _methods(
+    measurement: FeatureMeasurement, selection: xr.Dataset, space: FeatureSpace
+) -> _Methods:
+    epochs = measurement.fine_tuning_epochs
+    methods: _Methods = {}
+    names = selection["choice"].values
+    for name, text in zip(names, selection["bits"].values, strict=True):
+        methods[str(name)] = bits_from_json(str(text)), 0
+        if name == ABS and epochs:
+            methods[f"{name}{TUNED}"] = methods[str(name)][0], epochs
+    for width in measurement.uniform_bits:
+        name = f"uniform {width}"
+        methods[name] = space.uniform(width), 0
+        if width in measurement.tuned_uniform_bits and epochs:
+            methods[f"{name}{TUNED}"] = methods[name][0], epochs
+    return methods
+
+
+def _measured(
+    network: FeatureNetwork,
+    graph: Graph,
+    setting: FeatureSetting,
+    bits: FeatureBits,
+    epochs: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Validation and test accuracy of packed inference, after tuning a copy."""
+    torch.manual_seed(seed)  # dropout of fine-tuning
+    tuned = copy.deepcopy(network)
+    fit = fine_tune(tuned, graph, setting.plan, setting.points(bits), epochs)
+    return fit.validation_accuracy, fit.test_accuracy
+
+
+def _bytes(
+    network: FeatureNetwork, graph: Graph, setting: FeatureSetting, methods: _Methods
+) -> dict[str, Any]:
+    """Variables of METHOD_SCALARS and PLACE_SCALARS."""
+    space = setting.space
+    plain = MessagePlan.of(graph.adjacency, None, network.gathered_width)
+    rows = []
+    for bits, _ in methods.values():
+        points = setting.points(bits)
+        x = network.pack_input(graph.features, setting.plan, points)
+        rows.append(
+            (
+                space.average_bits(bits),
+                space.nominal_bytes(bits),
+                space.packed_bytes(bits),
+                _inference_peak(network, x, setting.plan, points),
+            )
+        )
+    columns = np.array(rows, float).T
+    of_methods = {
+        name: ("method", column, records.attributes(*meaning))
+        for (name, meaning), column in zip(METHOD_SCALARS.items(), columns, strict=True)
+    }
+    of_place = (
+        space.full_bytes,
+        _inference_peak(network, graph.features, plain, None),
+        graph.features.nbytes,
+        SparseRows.of(graph.features).nbytes,
+    )
+    return of_methods | {
+        name: ((), float(value), records.attributes(*meaning))
+        for (name, meaning), value in zip(PLACE_SCALARS.items(), of_place, strict=True)
+    }
+
+
+@torch.no_grad()
+def _inference_peak(
+    network: FeatureNetwork,
+    x: Tensor | FeatureStore,
+    plan: MessagePlan,
+    points: QuantizedPoints | None,
+) -> int:
+    """Bytes of the input features and the most that one pass needs above them."""
+    network.eval()
+
+    def infer() -> Tensor:
+        return network(x, plan, points)
+
+    infer()  # compilation and lazy initialisation are not counted
+    device = plan.row_pointer.device
+    return x.nbytes + measure_memory(infer, device)[1].peak
