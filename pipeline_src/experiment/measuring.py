@@ -17,14 +17,13 @@ import xarray as xr
 from torch import Tensor
 
 from pipeline_src.experiment import records
+from pipeline_src.experiment.devices import describe_device, resolve_device
 from pipeline_src.experiment.meters import measure_time
 from pipeline_src.experiment.networks import BoundariesOf
 from pipeline_src.experiment.spec import MethodSpec, RunSpec
 from pipeline_src.experiment.step_memory import measure_step_memory
 from pipeline_src.experiment.trainer import (
     Trainer,
-    describe_device,
-    resolve_device,
     training_loss,
 )
 from pipeline_src.gnn.graphs import Graph

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline_src.experiment.devices import describe_device as describe_device
-from pipeline_src.experiment.devices import resolve_device as resolve_device
 from pipeline_src.experiment.networks import BoundariesOf, build_network
 from pipeline_src.experiment.spec import RunSpec
 from pipeline_src.gnn.graphs import Graph
