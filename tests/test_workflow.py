@@ -148,8 +148,8 @@ BENCHMARK = RESULTS | {
     "write_byte_books": 1,
 }
 SCALING = RESULTS | {
-    "prepare_graph": 5 + 1,  # growing graphs, and one for growing models
-    "benchmark_training": 5 + 7,
+    "prepare_graph": 5,
+    "benchmark_training": 5 + 6,  # growing graphs, and models on one of them
     "plot_figure": 5,
 }
 
