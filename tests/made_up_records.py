@@ -386,7 +386,7 @@ def made_up_features(
     evaluations, measurements = [], []
     for graph, model in places:
         for strategy in ("surrogate", "random", "greedy", "uniform"):
-            bits = np.linspace(32, 1.2 if strategy == "surrogate" else 3, 12)
+            bits = np.geomspace(32, 1.2 if strategy == "surrogate" else 3, 12)
             loss = 0.001 * rng.random(12) + 0.02 * (bits < 1.5)
             allowed = np.where(loss <= 0.005, bits, np.inf)
             best = np.minimum.accumulate(allowed)

@@ -256,7 +256,8 @@ def test_training_gives_every_measured_number_and_the_ratio_to_eager(tmp_path):
         *("epoch_time_s", "epoch_time_ratio", "gradient_error"),
     ]
     rows = table.values.set_index("method")
-    assert rows.index.tolist() == [label for label, *_ in BENCHMARK.values()]
+    labels = [label for label, *_ in BENCHMARK.values()]
+    assert rows.index.tolist() == [one for one in labels if "without" not in one]
     lean = rows.loc["lean INT2"]
     assert lean["saved_mib"] == pytest.approx(11.4)
     assert lean["saved_with_loss_mib"] == pytest.approx(25.4)

@@ -43,6 +43,7 @@ SHAPES = dict(zip(KINDS, ("D", "o", "X"), strict=True))
 # Of the map viridis, told apart by every common kind of colour vision; its yellow end
 # is left out, it is too faint on white.
 VIRIDIS = ["#440154", "#3B528B", "#21918C", "#5EC962"]
+ERROR_BREAKS = [1e-6, 1e-3, 1.0]  # far enough apart for a short colour bar
 PANEL_HEIGHT = 2.9  # inches
 LABEL_SIZE = 7  # points
 _LABEL_HEIGHT = 1.25 * LABEL_SIZE / 72  # inches
@@ -98,7 +99,9 @@ def plot_pareto(runs: xr.Dataset) -> ggplot:
             labels=plain_numbers,
             expand=(0, 0),
         )
-        + scale_color_gradientn(VIRIDIS, trans="log10", name="gradient error")
+        + scale_color_gradientn(
+            VIRIDIS, trans="log10", breaks=ERROR_BREAKS, name="gradient error"
+        )
         + scale_shape_manual(SHAPES)
         + labs(x=f"{x_title} (log scale)", y="Step peak [MiB] (log scale)", shape="")
         + figure_style(0.9 + PANEL_HEIGHT * frame["place"].nunique())

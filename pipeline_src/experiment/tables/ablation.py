@@ -28,7 +28,9 @@ _COLUMNS += ["epoch_time_ratio", "gradient_error_ratio"]
 def ablation_table(runs: xr.Dataset) -> Table:
     """Each variant after its full layout."""
     frame = measured_frame(runs)
-    frame = frame[frame["policy"] == "lean"].drop_duplicates([*_SAME, "without"])
+    frame = frame[frame["policy"] == "lean"].drop_duplicates(
+        [*_SAME, "without", "projection_ratio"]
+    )
     full = frame[frame["without"] == ""].set_index(_SAME)[_COMPARED]
     frame = frame.join(full.add_suffix("_full"), on=_SAME)
     groups = frame.groupby(_SAME, sort=False)["without"]
@@ -40,6 +42,8 @@ def ablation_table(runs: xr.Dataset) -> Table:
     error_ratio = frame["gradient_error"] / frame["gradient_error_full"]
     frame["gradient_error_ratio"] = error_ratio
     ideas = frame["without"].str.replace("_", " ").replace("", NOTHING)
+    projected = frame["projection_ratio"] > 1
+    ideas = ideas.where(~projected, ideas + ", its copy projected")
     values = frame.assign(method=frame["label"], without=ideas)[_COLUMNS]
     shown = values[["graph", "model", "method", "without"]].copy()
     shown["saved [MiB]"] = values["saved_mib"].map(mebibytes)

@@ -8,7 +8,8 @@ import xarray as xr
 
 MIB = 2**20  # bytes
 SETTINGS = ["graph", "model", "method", "label", "policy", "technique", "bits"]
-SETTINGS += ["layer_bits", "rows_per_block", "boundaries", "without"]
+SETTINGS += ["layer_bits", "projection_ratio", "rows_per_block", "boundaries"]
+SETTINGS += ["without"]
 _MEMORY = {
     "saved_memory": "saved_mib",
     "saved_memory_with_loss": "saved_with_loss_mib",
