@@ -193,7 +193,7 @@ def test_on_another_device_a_recipe_is_the_same():
         ({"bits": 2, "block_size": 0}, r"block_size must be at least 1, got 0"),
         ({"bits": 2, "projection_ratio": 0}, r"projection_ratio .* 1 .*, got 0"),
         ({"bits": 32, "projection_ratio": 0}, r"projection_ratio .* 1 .*, got 0"),
-        ({"bits": 2, "boundaries": [0, 3]}, r"for 2 bits must be 4 values, got 2"),
+        ({"bits": 2, "boundaries": [0, 3]}, r"of 3 bins must be 4 values, got 2"),
         (
             {"bits": 2, "boundaries": [0, 2, 1, 3]},
             r"increase strictly from 0 to 3, got \[0.0, 2.0, 1.0, 3.0\]",
