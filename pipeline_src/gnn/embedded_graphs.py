@@ -123,7 +123,7 @@ def flickr_shape() -> Graph:
 def products_shape() -> Graph:
     """Synthetic, with every count of ogbn-products: 61,859,140 undirected pairs.
 
-    Drawing that many takes a good ten minutes and more than 10 GiB.
+    It takes more than 10 GiB to draw, and has not been drawn to the end yet.
     """
     # ASSUME: classes as easy to tell as those of arxiv_shape; no byte depends on it.
     return _of_known_size("products_shape", homophily=0.65, separation=2.0)
