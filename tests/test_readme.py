@@ -47,12 +47,19 @@ def test_publishing_copies_files_and_fills_the_marks(tmp_path):
     (run / "tables").mkdir(parents=True)
     (run / "figures").mkdir()
     (run / "tables" / "accuracy.md").write_text("| 97.5 |\n")
+    (run / "tables" / "accuracy.csv").write_text("accuracy\n97.5\n")
+    (run / "tables" / "ablation.md").write_text("(not measured)\n")
+    (run / "tables" / "ablation.csv").write_text("label,peak\n")
     (run / "figures" / "curves.png").write_bytes(b"png")
     (run / "report.html").write_text("report")
     mark = "<!-- from results/published/mine/accuracy.md -->\n"
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{mark}| 1.0 |\n<!-- end -->\nafter\n")
+    (old := tmp_path / "results/published/mine").mkdir(parents=True)
+    (old / "renamed.md").write_text("of an earlier publication\n")
     publish("mine", tmp_path)
+    names = {path.name for path in old.iterdir()}
+    assert names == {"accuracy.md", "accuracy.csv", "curves.png"}
     assert readme.read_text() == f"before\n{mark}| 97.5 |\n<!-- end -->\nafter\n"
     assert (tmp_path / "results/published/mine/curves.png").read_bytes() == b"png"
     assert fill_marked_places(readme.read_text(), tmp_path) == readme.read_text()

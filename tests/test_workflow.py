@@ -124,7 +124,7 @@ DEFAULT = RESULTS | {
     "prepare_graph": 3,
     "capture_activations": 1,
     "fit_distributions": 1,
-    "train_run": 2 * 6,  # models x methods
+    "train_run": 2 * 5,  # models x methods
 }
 PLANETOID = RESULTS | {
     "fetch_graph": 4,
@@ -142,9 +142,10 @@ PAIRED = {
     "write_tables": 1,
     "write_report": 1,
     "all": 1,
-    "fetch_graph": 3,
-    "prepare_graph": 3,
-    "train_run": 3 * 2 * 2,  # graphs x methods x blocks of seeds
+    "fetch_graph": 4,
+    "prepare_graph": 5,
+    # digits: models x methods; else graphs x methods x blocks of seeds
+    "train_run": 2 * 3 + 4 * 2 * 2,
 }
 PAPER = RESULTS | {
     "fetch_graph": 2,

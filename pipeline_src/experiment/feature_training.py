@@ -13,13 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline_src.gnn.attention import Input
 from pipeline_src.gnn.feature_network import FeatureNetwork
 from pipeline_src.gnn.graphs import Graph
 from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.gnn.quantized_points import QuantizedPoints
+from pipeline_src.gnn.sparse_features import MOST_ENTRIES, SparseFeatures
 from pipeline_src.quant.feature_store import FeatureStore
 
 FINE_TUNING_EPOCHS = 40  # of the replication that the reference describes
+# Floats gathered at a time. Backward makes a gradient of all rows for each run, so runs
+# are longer than those of inference, whose peak is what packing is for.
+TRAINING_RUN_VALUES = 2**20
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def fine_tune(
 @torch.no_grad()
 def accuracies(
     network: FeatureNetwork,
-    x: Tensor | FeatureStore,
+    x: Tensor | Input,
     graph: Graph,
     plan: MessagePlan,
     points: QuantizedPoints | None,
@@ -73,36 +78,50 @@ def _fit(
     epochs: int,
     start_competes: bool,
 ) -> Fit:
-    x: Tensor | FeatureStore = graph.features
+    """Passes of the loop take long runs and read the input as it is fastest.
+
+    Sums over the few entries of a sparse input run in another order than packed
+    inference's; so the accuracies that are returned are measured at the end, from what
+    is kept.
+    """
+    kept: FeatureStore = FeatureStore.full(graph.features)
     straight = None
     if points is not None:
-        # Decoded once: the same numbers as packed ones that each pass decodes anew.
-        x = FeatureStore.full(network.pack_input(graph.features, plan, points).decode())
+        kept = network.pack_input(graph.features, plan, points)
         straight = replace(points, straight_through=True, record=None)
+    x, long_runs = _read_often(kept), plan.in_runs_of(TRAINING_RUN_VALUES)
     optimizer = torch.optim.Adam(
         network.parameter_groups(), lr=network.hyperparameters.learning_rate
     )
     parameters = list(network.parameters())
     best = [parameter.detach().clone() for parameter in parameters]
     best_epoch = torch.zeros((), dtype=torch.int64, device=graph.labels.device)
-    best_accuracies = torch.full((2,), -1.0, device=graph.labels.device)
+    best_accuracy = torch.full((), -1.0, device=graph.labels.device)
     if start_competes:
-        best_accuracies = accuracies(network, x, graph, plan, points)
+        best_accuracy = accuracies(network, x, graph, long_runs, points)[0]
     labels = graph.labels[graph.train_index]
     for epoch in range(1, epochs + 1):
         network.train()
         optimizer.zero_grad(set_to_none=True)
-        logits = network(x, plan, straight)[graph.train_index]
+        logits = network(x, long_runs, straight)[graph.train_index]
         functional.cross_entropy(logits, labels).backward()
         optimizer.step()
-        reached = accuracies(network, x, graph, plan, points)
-        better = reached[0] > best_accuracies[0]
-        best_accuracies = torch.where(better, reached, best_accuracies)
+        reached = accuracies(network, x, graph, long_runs, points)[0]
+        better = reached > best_accuracy
+        best_accuracy = torch.where(better, reached, best_accuracy)
         best_epoch = torch.where(better, epoch, best_epoch)
-        for kept, parameter in zip(best, parameters, strict=True):
-            torch.where(better, parameter.detach(), kept, out=kept)
+        for best_one, parameter in zip(best, parameters, strict=True):
+            torch.where(better, parameter.detach(), best_one, out=best_one)
     with torch.no_grad():
-        for kept, parameter in zip(best, parameters, strict=True):
-            parameter.copy_(kept)
-    validation, test = best_accuracies.tolist()
+        for best_one, parameter in zip(best, parameters, strict=True):
+            parameter.copy_(best_one)
+    validation, test = accuracies(network, kept, graph, plan, points).tolist()
     return Fit(int(best_epoch), validation, test)
+
+
+def _read_often(kept: FeatureStore) -> Input:
+    """The same numbers, decoded once; only those that are not zero, if they are few."""
+    x = kept.decode()
+    if int(torch.count_nonzero(x)) < MOST_ENTRIES * x.numel():
+        return SparseFeatures.of(x)
+    return FeatureStore.full(x)

@@ -56,9 +56,10 @@ def fill_marked_places(readme: str, root: Path) -> str:
 def publish(run: str, root: Path) -> list[Path]:
     """Copy a run's tables and figures to results/published/, and fill the README.
 
-    Tables of a benchmark are copied once more under the name of its device: that of
-    kernels, and that of training if it holds a time to compare with. Tables of packed
-    features are copied once more under their own names.
+    What the run did not ask for, a table without rows, is left out, and what an earlier
+    publication left there is removed. Tables of a benchmark are copied once more under
+    the name of its device: that of kernels, and that of training if it holds a time to
+    compare with. Tables of packed features are copied once more under their own names.
 
     Raises:
         FileNotFoundError: if the run has not been made.
@@ -67,8 +68,10 @@ def publish(run: str, root: Path) -> list[Path]:
     source, target = root / "results" / run, root / PUBLISHED / run
     if not (source / "report.html").exists():
         raise FileNotFoundError(f"{source}/report.html: make the run {run} first")
-    files = [*source.glob("tables/*"), *source.glob("figures/*.png")]
-    target.mkdir(parents=True, exist_ok=True)
+    tables = [path for path in source.glob("tables/*") if _has_rows(path)]
+    files = [*tables, *source.glob("figures/*.png")]
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
     for file in files:
         shutil.copyfile(file, target / file.name)
     published = [target / file.name for file in files]
@@ -90,6 +93,12 @@ def device_slug(device: str) -> str:
     """
     words = re.findall(r"[a-z0-9]+", device.lower())
     return "-".join(word for word in words if word not in _MAKERS)
+
+
+def _has_rows(table: Path) -> bool:
+    """Whether there is more than a header; a table's CSV file tells of its Markdown."""
+    lines = table.with_suffix(".csv").read_text(encoding="utf-8").splitlines()
+    return len(lines) > 1
 
 
 def _publish_features(source: Path, target: Path) -> list[Path]:

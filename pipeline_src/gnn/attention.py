@@ -37,9 +37,12 @@ from torch_geometric.utils import softmax
 from pipeline_src.gnn.feature_bits import ElementCount
 from pipeline_src.gnn.message_plan import MessagePlan, Run
 from pipeline_src.gnn.quantized_points import QuantizedPoints
+from pipeline_src.gnn.sparse_features import SparseFeatures
 from pipeline_src.quant.feature_store import FeatureStore
 
 _LEAKY_SLOPE = 0.2  # of GAT's scores
+
+Input = FeatureStore | SparseFeatures  # what a layer with weights reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,14 @@ class Pass:
         if self.points is None:
             return FeatureStore.full(x)
         return self.points.store(x, layer, component, self.plan.groups)
+
+    def linear(self, x: Input, weight: Tensor, dropout: nn.Dropout) -> Tensor:
+        """Rows, some of their values dropped, times weights, (num_nodes, width)."""
+        if isinstance(x, SparseFeatures):
+            return x.linear(weight, dropout.p, dropout.training)
+        return self.plan.by_rows(
+            x, lambda rows: functional.linear(dropout(rows), weight)
+        )
 
     def attend(
         self,
@@ -146,14 +157,10 @@ class GcnConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_outputs))
         glorot(self.weight)
 
-    def forward(
-        self, store: FeatureStore, layer: int, on: Pass, dropout: float
-    ) -> Tensor:
+    def forward(self, store: Input, layer: int, on: Pass, dropout: float) -> Tensor:
         """Output of the layer, (num_nodes, num_outputs); dropout is of its input."""
         drop = nn.Dropout(dropout).train(self.training)
-        product = on.plan.by_rows(
-            store, lambda rows: functional.linear(drop(rows), self.weight)
-        )
+        product = on.linear(store, self.weight, drop)
         kept = on.store(product, layer, "attention")
         if product.requires_grad:
             return GcnAggregate.apply(kept.decode(), on.plan) + self.bias
@@ -177,14 +184,10 @@ class GatConvolution(nn.Module):
         for parameter in (self.weight, self.sender, self.receiver):
             glorot(parameter)
 
-    def forward(
-        self, store: FeatureStore, layer: int, on: Pass, dropout: float
-    ) -> Tensor:
+    def forward(self, store: Input, layer: int, on: Pass, dropout: float) -> Tensor:
         """Output, (num_nodes, heads * channels); dropout of input and attention."""
         drop = nn.Dropout(dropout).train(self.training)
-        product = on.plan.by_rows(
-            store, lambda rows: functional.linear(drop(rows), self.weight)
-        )
+        product = on.linear(store, self.weight, drop)
         kept = on.store(product, layer, "attention")
         del product
         of_receiver = on.plan.by_rows(
@@ -239,13 +242,11 @@ class Dense(nn.Linear):
     """A layer without neighbours."""
 
     def forward(  # type: ignore[override]
-        self, store: FeatureStore, layer: int, on: Pass, dropout: float
+        self, store: Input, layer: int, on: Pass, dropout: float
     ) -> Tensor:
         """Output, (num_nodes, num_outputs); dropout is of its input."""
         drop = nn.Dropout(dropout).train(self.training)
-        return on.plan.by_rows(
-            store, lambda rows: super(Dense, self).forward(drop(rows))
-        )
+        return on.linear(store, self.weight, drop).add_(self.bias)
 
     def stored(self) -> tuple[ElementCount, ElementCount]:
         """Values at its points, in the order of COMPONENTS."""

@@ -12,6 +12,7 @@ from pipeline_src.gnn.attention import (
     Dense,
     GatConvolution,
     GcnConvolution,
+    Input,
     Layer,
     Pass,
     Propagation,
@@ -130,7 +131,7 @@ class FeatureNetwork(nn.Module):
 
     def forward(
         self,
-        x: Tensor | FeatureStore,  # (num_nodes, num_features); a store is read as it is
+        x: Tensor | Input,  # (num_nodes, num_features); what is stored is read as it is
         plan: MessagePlan,
         points: QuantizedPoints | None = None,  # None: full precision
     ) -> Tensor:
@@ -147,7 +148,7 @@ class FeatureNetwork(nn.Module):
         on = Pass(plan, points)
         parts = zip(self.layers, self.nonlinearities, self.dropouts, strict=True)
         for i, (layer, nonlinearity, dropout) in enumerate(parts):
-            store = x if isinstance(x, FeatureStore) else on.store(x, i, "combination")
+            store = on.store(x, i, "combination") if isinstance(x, Tensor) else x
             output: Tensor = layer(store, i, on, dropout)
             x = output if nonlinearity is None else nonlinearity(output)
         return cast(Tensor, x)

@@ -10,7 +10,7 @@ attention values of a run have one width. Every node receives from itself, once.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class MessagePlan:
     column: Tensor  # (num_edges,) int32 senders
     # bucket, first and last + 1 receiver, first and last + 1 edge of each run
     bounds: tuple[tuple[int, int, int, int, int], ...]
+    width: int  # widest row that is gathered per edge
     run_values: int = RUN_VALUES
 
     @classmethod
@@ -79,8 +80,16 @@ class MessagePlan:
             torch.from_numpy(row_pointer.astype(np.int64)).to(device),
             torch.from_numpy(column).to(device),
             _bounds(row_pointer, sizes, max(run_values // width, 1)),
+            width,
             run_values,
         )
+
+    def in_runs_of(self, run_values: int) -> "MessagePlan":
+        """The same edges in longer or shorter runs; waits for the device."""
+        sizes = (self.num_nodes,) if self.groups is None else self.groups.sizes
+        pointer = self.row_pointer.cpu().numpy()
+        bounds = _bounds(pointer, sizes, max(run_values // self.width, 1))
+        return replace(self, bounds=bounds, run_values=run_values)
 
     @property
     def num_nodes(self) -> int:
