@@ -54,7 +54,11 @@ def configurations(space, granularity):
 
 @pytest.mark.parametrize(
     ("metadata", "shared"),
-    [(torch.float32, "receiver"), (torch.bfloat16, "tensor")],
+    [
+        (torch.float32, "receiver"),
+        (torch.bfloat16, "receiver"),
+        (torch.bfloat16, "tensor"),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("num_buckets", [1, 3])

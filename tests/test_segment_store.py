@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline_src.quant.feature_store import FeatureStore, RowPacking
+from pipeline_src.quant.feature_store import METADATA_TYPES, FeatureStore, RowPacking
 from pipeline_src.quant.segment_store import pack_segments
 
 PACKED = (1, 2, 4, 8, 16)
@@ -18,12 +18,14 @@ def values(seed=0):
     return torch.rand(len(OWNER), HEADS, generator=generator)
 
 
+@pytest.mark.parametrize("metadata", METADATA_TYPES)
 @pytest.mark.parametrize("bits", PACKED)
-def test_a_segment_of_a_head_is_a_row_of_the_feature_store(bits):
+def test_a_segment_of_a_head_is_a_row_of_the_feature_store(bits, metadata):
     """Same formula, same bits: each segment stored alone as one row."""
     x = values()
-    decoded = pack_segments(x, POINTER, OWNER, bits, compile="false").decode(OWNER)
-    recipe = RowPacking(compile="false")
+    packed = pack_segments(x, POINTER, OWNER, bits, None, metadata, "false")
+    decoded = packed.decode(OWNER)
+    recipe = RowPacking(metadata=metadata, compile="false")
     for segment in range(len(LENGTHS)):
         owned = torch.eq(OWNER, segment)
         rows = x[owned].T.contiguous()
@@ -35,7 +37,7 @@ def test_a_segment_of_a_head_is_a_row_of_the_feature_store(bits):
 def test_a_shared_range_is_a_row_of_all_values(bits):
     x = values()
     low, high = torch.aminmax(x, dim=0, keepdim=True)
-    packed = pack_segments(x, POINTER, OWNER, bits, (low, high), "false")
+    packed = pack_segments(x, POINTER, OWNER, bits, (low, high), compile="false")
     rows = x.T.contiguous()
     alone = FeatureStore.pack(rows, (bits,), RowPacking(compile="false")).decode()
     assert torch.equal(packed.decode(OWNER), alone.T)
@@ -48,20 +50,23 @@ def test_single_and_constant_segments_are_exact(bits):
     assert torch.equal(decoded, x)
 
 
+@pytest.mark.parametrize("metadata", METADATA_TYPES)
 @pytest.mark.parametrize("bits", PACKED)
-def test_nbytes_is_the_formula(bits):
-    """Heads of whole bytes, and two float32 per range and head."""
-    packed = pack_segments(values(), POINTER, OWNER, bits, compile="false")
-    words = -(-len(OWNER) * bits // 8)
-    assert packed.nbytes == HEADS * words + 2 * 4 * HEADS * len(LENGTHS)
+def test_nbytes_is_the_formula(bits, metadata):
+    """Heads of whole bytes, and two numbers per range and head."""
+    packed = pack_segments(values(), POINTER, OWNER, bits, None, metadata, "false")
+    words, size = -(-len(OWNER) * bits // 8), {torch.float32: 4, torch.bfloat16: 2}
+    metadata_bytes = 2 * size[metadata] * HEADS * len(LENGTHS)
+    assert packed.nbytes == HEADS * words + metadata_bytes
     parts = (packed.words, packed.zero_point, packed.scale)
     assert packed.nbytes == sum(p.untyped_storage().nbytes() for p in parts)
 
 
+@pytest.mark.parametrize("metadata", METADATA_TYPES)
 @pytest.mark.parametrize("bits", [1, 4])
-def test_compiled_equals_plain_to_the_bit(bits):
+def test_compiled_equals_plain_to_the_bit(bits, metadata):
     plain, compiled = (
-        pack_segments(values(), POINTER, OWNER, bits, compile=choice)
+        pack_segments(values(), POINTER, OWNER, bits, None, metadata, choice)
         for choice in ("false", "true")
     )
     assert torch.equal(plain.words, compiled.words)

@@ -55,7 +55,6 @@ ATTENTION = COMPONENTS[0]  # accuracy breaks below some bits: a least width
 _FULL_BITS = 32
 _FLOAT_BYTES = 4
 _INDEX_BYTES = 4  # int32 position of a node
-_SEGMENT_METADATA_BYTES = 2 * _FLOAT_BYTES  # of attention values, per range and head
 
 
 @dataclass(frozen=True)
@@ -241,14 +240,14 @@ def _group(
     num_nodes: int,  # of the bucket
     runs: list[tuple[int, int]],  # ranges and edges of each of its runs
     widths: Iterable[int],
-    metadata_bytes: int,  # of a zero point and a scale of node features
+    metadata_bytes: int,  # of a zero point and a scale
 ) -> Group:
     num_edges = sum(edges for _, edges in runs)
     packed = {}
     for bits in widths:
         packed[bits] = num_nodes * _row_bytes(count.per_node, bits, metadata_bytes)
         for ranges, edges in runs:
-            values = _row_bytes(edges, bits, ranges * _SEGMENT_METADATA_BYTES)
+            values = _row_bytes(edges, bits, ranges * metadata_bytes)
             packed[bits] += count.per_edge * values
     num_elements = num_nodes * count.per_node + num_edges * count.per_edge
     return Group(*place, num_elements, count.per_node > 0, packed)

@@ -94,6 +94,7 @@ class QuantizedPoints:
                 run.owner,
                 bits,
                 shared_range,
+                self.packing.metadata,
                 self.packing.compile,
             )
             self._report(layer, "attention values", packed.nbytes)

@@ -23,7 +23,7 @@ class PackedSegments:
     """Codes of all values, and a zero point and a scale per range and head."""
 
     words: Tensor  # (num_heads, words) uint8; int16 at 16 bits
-    zero_point: Tensor  # (num_ranges, num_heads) float32
+    zero_point: Tensor  # (num_ranges, num_heads) float32 or bfloat16
     scale: Tensor
     num_values: int  # per head
     bits: int
@@ -57,9 +57,10 @@ def pack_segments(
     owner: Tensor,  # (num_values,) int64: the segment of each value
     bits: int,  # 1 .. 16
     shared_range: tuple[Tensor, Tensor] | None = None,  # (1, num_heads) each
+    metadata: torch.dtype = torch.float32,  # of zero points and scales, or bfloat16
     compile: str = "auto",
 ) -> PackedSegments:
-    """Round to nearest and pack; a constant segment decodes exactly.
+    """Round to nearest and pack; a constant that metadata holds decodes exactly.
 
     With a shared range (smallest, largest) all segments use it, and values beyond are
     clipped.
@@ -71,7 +72,7 @@ def pack_segments(
     else:
         smallest, largest = shared_range
         owner = torch.zeros_like(owner)
-    zero_point, scale, inverse_scale = grid_of(smallest, largest, bits, torch.float32)
+    zero_point, scale, inverse_scale = grid_of(smallest, largest, bits, metadata)
     words = encode(
         values.T,
         zero_point.index_select(0, owner).T,
@@ -79,6 +80,7 @@ def pack_segments(
         bits,
         compile,
     )
+    zero_point, scale = zero_point.to(metadata), scale.to(metadata)
     return PackedSegments(words, zero_point, scale, values.shape[0], bits, compile)
 
 
@@ -86,7 +88,8 @@ def _decode(
     words: Tensor, zero_point: Tensor, scale: Tensor, owner: Tensor, bits: int
 ) -> Tensor:
     codes = unpack_codes(words, owner.shape[0], bits).T.to(torch.float32)
-    return codes * scale.index_select(0, owner) + zero_point.index_select(0, owner)
+    step = scale.index_select(0, owner).to(torch.float32)
+    return codes * step + zero_point.index_select(0, owner).to(torch.float32)
 
 
 _decode_fused = fuse(_decode)
