@@ -7,10 +7,11 @@ import pandas as pd
 import xarray as xr
 from plotnine import (
     aes,
+    expand_limits,
     facet_wrap,
-    geom_errorbar,
     geom_hline,
     geom_line,
+    geom_linerange,
     geom_point,
     geom_rect,
     geom_ribbon,
@@ -78,9 +79,10 @@ def plot_accuracy_memory(runs: xr.Dataset) -> ggplot:
             inherit_aes=False,
         )
         + geom_hline(aes(yintercept="accuracy", linetype="method"), fp32, size=0.6)
-        + geom_errorbar(aes(ymin="low", ymax="high", color="method"), width=0, size=0.5)
+        + geom_linerange(aes(ymin="low", ymax="high", color="method"), size=0.5)
         + geom_point(aes(color="method", shape="method"), size=2.4)
         + facet_wrap("place", scales="free", ncol=columns(compressed["place"]))
+        + expand_limits(x=0)
         + scale_x_continuous(labels=plain_numbers, expand=(0.08, 0))
         + method_scales(compressed["method"], "color", "shape")
         + scale_linetype_manual(LINETYPES[1:])
