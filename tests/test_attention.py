@@ -140,7 +140,7 @@ def test_tuned_forward_equals_packed_forward_to_the_bit(model, range, attention_
     recipe = RowPacking(range, rows_per_block=3, compile="false")
     for bits in tables(net.num_layers):
         plan = plan_of(net, bits)
-        points = QuantizedPoints(bits, recipe, attention_range)
+        points = QuantizedPoints(bits, recipe, attention_range=attention_range)
         store = net.pack_input(GRAPH.features, plan, points)
         with torch.no_grad():
             packed = net(store, plan, points)

@@ -23,6 +23,7 @@ ENTRY = {
     "candidate_bits": [32, 1, 4],
     "least_attention_bits": 4,
     "degree_buckets": 2,
+    "input_range": "node",
     "attention_range": "receiver",
     "metadata": "bfloat16",
     "equal_bits": 4,
@@ -45,7 +46,7 @@ def test_every_graph_and_model_has_a_plan_of_three_parts():
     assert [block.seeds for block in first.blocks] == [(0, 1), (2, 3), (4,)]
     assert first.blocks[-1].name == "cora-gcn-s4to4"
     assert first.search == FeatureSearch(
-        (1, 4, 32), 2, 4, "receiver", "bfloat16", 0.5, 80, ("random",), 4, 48
+        (1, 4, 32), 2, 4, "node", "receiver", "bfloat16", 0.5, 80, ("random",), 4, 48
     )
     assert first.measurement == FeatureMeasurement((4, 1), (1,), 40)
 

@@ -30,7 +30,7 @@ GRAPH = synthetic_graph(
     num_nodes=200, num_edges=1600, num_features=20, num_classes=4, seed=1
 )
 SEARCH = FeatureSearch(
-    (1, 2, 4, 8, 32), 2, 4, "receiver", "bfloat16", 2.0, 12, ("random",), 4, 10
+    (1, 2, 4, 8, 32), 2, 4, "node", "receiver", "bfloat16", 2.0, 12, ("random",), 4, 10
 )
 MEASUREMENT = FeatureMeasurement((8, 1), (1,), 3)
 SELECTION = FeatureTraining("made-up", "gcn", 15, (1000, 1001))

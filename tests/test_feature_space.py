@@ -79,7 +79,7 @@ def test_bytes_from_shapes_are_those_that_packing_leaves(
         points = QuantizedPoints(
             bits,
             packing,
-            shared,
+            attention_range=shared,
             record=lambda name, nbytes: recorded.append((name, nbytes)),
         )
         network.eval()

@@ -136,6 +136,72 @@ def test_empty_rows_are_exact_and_never_nan(bits, range, metadata):
     assert torch.equal(FeatureStore.pack(x, (bits,), recipe).decode(), x)
 
 
+def bag_of_weights(num_rows=12, num_features=40, seed=0):
+    """A third of the entries positive, of very different sizes; the rest absent."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(num_rows, num_features, generator=generator) ** 3 + 1e-3
+    x *= torch.rand(x.shape, generator=generator) < 1 / 3
+    x[:, 0], x[:, 1] = 0.0, 0.5
+    return x
+
+
+@pytest.mark.parametrize("metadata", METADATA, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("bits", PACKED)
+def test_a_support_keeps_zeros_and_nothing_else_as_zeros(bits, metadata):
+    x = bag_of_weights()
+    store = FeatureStore.pack(x, (bits,), packing("support", metadata=metadata))
+    assert torch.equal(store.decode() == 0, x == 0)
+    like = FeatureStore.pack(x, (bits,), packing(metadata=metadata))
+    assert store.nbytes == like.nbytes
+
+
+@pytest.mark.parametrize("metadata", METADATA, ids=["float32", "bfloat16"])
+def test_one_bit_of_a_support_is_the_mean_of_what_is_present(metadata):
+    x = bag_of_weights()
+    decoded = FeatureStore.pack(x, (1,), packing("support", metadata=metadata)).decode()
+    mean = x.double().sum(dim=1) / (x > 0).sum(dim=1)
+    # A sum of float32, and rounding to the 8 bits of bfloat16's significand.
+    unit = x.shape[1] * UNIT_ROUNDOFF + (2.0**-8 if metadata != torch.float32 else 0)
+    expected = mean[:, None] * (x > 0)
+    assert torch.all((decoded.double() - expected).abs() <= unit * expected)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_levels_of_a_support_err_no_more_than_even_ones(bits):
+    """Fitting starts from even levels between the least and the greatest positive."""
+    x = bag_of_weights()
+    decoded = FeatureStore.pack(x, (bits,), packing("support")).decode().double()
+    for row, ours in zip(x.double(), decoded, strict=True):
+        levels = torch.linspace(row[row > 0].min(), row.max(), 2**bits - 1)
+        even = (row[row > 0][:, None] - levels).abs().amin(dim=1)
+        error = (ours - row).square().sum()
+        # Rounding of levels and the scale's widening, of values below 2.
+        slack = 2 * len(row) * (2.0 ** (bits - 23) + 2 * 2**bits * UNIT_ROUNDOFF)
+        assert error <= even.square().sum() + slack
+
+
+@pytest.mark.parametrize("metadata", METADATA, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("bits", PACKED)
+def test_rows_whose_least_value_is_not_zero_have_no_support(bits, metadata):
+    x = torch.cat([uneven_rows(), uneven_rows().abs() + 1.0])
+    support, node = (
+        FeatureStore.pack(x, (bits,), packing(range, metadata=metadata)).decode()
+        for range in ("support", "node")
+    )
+    assert torch.equal(support, node)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 16])
+def test_compiled_support_equals_plain_to_the_bit(bits):
+    x = torch.cat([bag_of_weights(), normal(3, 40)])
+    plain, compiled = (
+        FeatureStore.pack(x, (bits,), packing("support", compile=choice))
+        for choice in ("false", "true")
+    )
+    assert torch.equal(plain.parts[0].words, compiled.parts[0].words)
+    assert torch.equal(plain.decode(), compiled.decode())
+
+
 def test_one_bit_keeps_normalised_bags_of_words():
     """Values 0 and 1 / count: the two ends of each row's range."""
     words = (normal(40, 30) > 1).float()
@@ -163,10 +229,10 @@ def test_the_released_rule_takes_means_of_rows_and_clips(bits):
 def test_not_finite_values_are_seen_in_their_range(range):
     """A NaN or an infinity makes its range NaN when read, and no other."""
     for bad in (float("nan"), float("inf")):
-        x = uneven_rows(9)
+        x = bag_of_weights(9) if range == "support" else uneven_rows(9)
         x[4, 2] = bad
         decoded = FeatureStore.pack(x, (4,), packing(range)).decode()
-        size = {"node": 1, "block": 3}.get(range, 9)
+        size = {"node": 1, "support": 1, "block": 3}.get(range, 9)
         first = 4 // size * size
         lost = torch.zeros(9, dtype=torch.bool)
         lost[first : first + size] = True

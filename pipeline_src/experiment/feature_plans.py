@@ -54,6 +54,7 @@ class FeatureSearch:
     candidate_bits: tuple[int, ...]  # increasing
     degree_buckets: int
     least_attention_bits: int  # of attention values
+    input_range: str  # of input features: of a "node", or its "support"
     attention_range: str  # of attention values: of a "receiver" or of the "tensor"
     metadata: str  # type of zero points and scales: "float32" or "bfloat16"
     max_drop: float  # percentage points of validation accuracy
@@ -149,6 +150,7 @@ def _plan(entry: Mapping[str, Any], graph: str, model: str) -> FeaturePlan:
             candidate_bits=tuple(sorted(entry["candidate_bits"])),
             degree_buckets=entry["degree_buckets"],
             least_attention_bits=entry["least_attention_bits"],
+            input_range=entry["input_range"],
             attention_range=entry["attention_range"],
             metadata=entry["metadata"],
             max_drop=entry["max_drop"],

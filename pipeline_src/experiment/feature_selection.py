@@ -17,6 +17,7 @@ after each evaluation, so a killed one continues.
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,9 @@ class _Evaluator:
 
     def _pack_input(self, widths: tuple[int, ...]) -> FeatureStore:
         setting = self._setting
+        packing = replace(setting.packing, range=setting.input_range)
         return FeatureStore.pack(
-            self._graph.features, widths, setting.packing, setting.plan.groups
+            self._graph.features, widths, packing, setting.plan.groups
         )
 
 

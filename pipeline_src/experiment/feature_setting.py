@@ -27,6 +27,7 @@ class FeatureSetting:
     space: FeatureSpace
     plan: MessagePlan
     packing: RowPacking
+    input_range: str
     attention_range: str
 
     @classmethod
@@ -49,8 +50,10 @@ class FeatureSetting:
             search.attention_range,
         )
         packing = RowPacking(metadata=metadata, compile=compile)
-        return cls(space, plan, packing, search.attention_range)
+        return cls(space, plan, packing, search.input_range, search.attention_range)
 
     def points(self, bits: FeatureBits) -> QuantizedPoints:
         """What a forward pass with these bits takes."""
-        return QuantizedPoints(bits, self.packing, self.attention_range)
+        return QuantizedPoints(
+            bits, self.packing, self.input_range, self.attention_range
+        )

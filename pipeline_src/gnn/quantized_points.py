@@ -6,7 +6,7 @@ identity, also where a value was clipped, as in SGQuant's released code.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -47,6 +47,7 @@ class QuantizedPoints:
 
     bits: FeatureBits
     packing: RowPacking = field(default_factory=RowPacking)
+    input_range: str | None = None  # of the input features; None: as everywhere
     attention_range: str = "receiver"  # shared by the edges of a receiver, or by all
     straight_through: bool = False
     record: Record | None = None  # told the bytes of all that is packed
@@ -63,9 +64,12 @@ class QuantizedPoints:
     ) -> FeatureStore:
         """Features of nodes, (num_nodes, width), as their consumer will read them."""
         bits = self.bits.bits(layer, component)
+        packing = self.packing
+        if self.input_range and (layer, component) == (0, "combination"):
+            packing = replace(packing, range=self.input_range)
 
         def pack(x: Tensor) -> FeatureStore:
-            packed = FeatureStore.pack(x, bits, self.packing, groups)
+            packed = FeatureStore.pack(x, bits, packing, groups)
             self._report(layer, component, packed.nbytes)
             return packed
 

@@ -8,6 +8,8 @@ is the least error.
 A *range* is what zero point and scale are taken from, and how many rows share it:
 
     node          minimum and maximum of each row
+    support       the same, but where a row's minimum is 0, code 0 is kept for zeros and
+                  the other codes are fitted to the positive values (row_codes.py)
     block         of `rows_per_block` consecutive rows
     tensor        of all rows
     mean_of_rows  mean of the rows' minima, mean of their maxima, for all rows: the
@@ -25,10 +27,16 @@ import torch
 from torch import Tensor
 
 from pipeline_src.quant.fusion import fuse, fusion_pays
-from pipeline_src.quant.row_codes import encode, grid_of, unpack_codes
+from pipeline_src.quant.row_codes import (
+    encode,
+    grid_of,
+    support_grid_of,
+    unpack_codes,
+    values_of,
+)
 
 STORABLE_BITS = (1, 2, 4, 8, 16, 32)
-RANGES = ("node", "block", "tensor", "mean_of_rows")
+RANGES = ("node", "support", "block", "tensor", "mean_of_rows")
 METADATA_TYPES = (torch.float32, torch.bfloat16)
 
 # words, zero_point, scale, rows per range, bits, first position
@@ -64,7 +72,7 @@ class RowPacking:
         """Rows that share a zero point and a scale."""
         if self.range == "block":
             return self.rows_per_block
-        return 1 if self.range == "node" else max(num_rows, 1)
+        return 1 if self.range in ("node", "support") else max(num_rows, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,10 +218,11 @@ def pack_rows(
     rows_per_range = packing.rows_per_range(x.shape[0])
     if bits == 32:
         return PackedRows(x, None, None, rows_per_range, bits)
-    smallest, largest = _ranges(x, packing)
-    zero_point, scale, inverse_scale = grid_of(
-        smallest, largest, bits, packing.metadata
-    )
+    if packing.range == "support":
+        grid = support_grid_of(x, bits, packing.metadata)
+    else:
+        grid = grid_of(*_ranges(x, packing), bits, packing.metadata)
+    zero_point, scale, inverse_scale = grid
     owner = torch.arange(x.shape[0], device=x.device) // rows_per_range
     words = encode(
         x, zero_point[owner, None], inverse_scale[owner, None], bits, packing.compile
@@ -247,9 +256,10 @@ def _gather_part(
     if zero_point is None or scale is None:
         return selected
     owner = index // rows_per_range
-    codes = unpack_codes(selected, num_features, bits).to(torch.float32)
+    codes = unpack_codes(selected, num_features, bits)
     step = scale.index_select(0, owner).to(torch.float32)[:, None]
-    return codes * step + zero_point.index_select(0, owner).to(torch.float32)[:, None]
+    first = zero_point.index_select(0, owner).to(torch.float32)[:, None]
+    return values_of(codes, first, step)
 
 
 _gather_fused = fuse(_gather)

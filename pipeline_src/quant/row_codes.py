@@ -5,7 +5,7 @@ The formula is that of SGQuant's released code (`quant.py`), num_bins = 2**bits 
     code  = round_half_even(clamp((x - zero_point) / scale, 0, num_bins))
     value = zero_point + scale * code
 
-Three choices:
+Four choices:
 
 * The zero point is the float minimum, so a constant row, whose scale is 0, decodes
   exactly. Both are stored as float32, or as bfloat16 rounded outwards (down, up) as
@@ -14,6 +14,9 @@ Three choices:
   error: 24 - bits of them for float32 (all 24 at 1 bit, where codes are 0 and 1), 8
   for bfloat16. A fused multiply-add then changes nothing, so plain and compiled
   kernels give the same bits. It widens a range by at most 2**(bits - 23) of itself.
+* A negative scale, -0 included, marks a row whose code 0 is exact zero and nothing
+  else; its other codes count from the zero point: value = zero_point + |scale| *
+  (code - 1). Absent words of a bag then never look present, nor present ones absent.
 * Code j of storage word w is value j * words + w, as in blockwise.py: shifts and masks
   then run along contiguous words. Each row fills whole words; its last codes are
   padding, and counted. 16-bit codes take one int16 word each, others share bytes.
@@ -30,6 +33,7 @@ _WORD_BITS = 8
 _BFLOAT16_DROPS = 16  # bits of a float32
 # A scale below this has no float32 reciprocal; such a range takes code 0.
 _SMALLEST_SCALE = 2.0**-120
+_FITTING_ROUNDS = 4  # of codes and grid in turn; more change little
 
 
 def count_words(num_values: int, bits: int) -> int:
@@ -59,6 +63,54 @@ def grid_of(
     return smallest, scale, torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
 
 
+def support_grid_of(
+    x: Tensor,  # (num_rows, num_values) float32
+    bits: int,
+    metadata: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As grid_of, per row; where the least value is 0, code 0 means exactly that.
+
+    The other codes of such a row are fitted to its positive values: in turn, each value
+    takes the nearest code, and zero point and scale are those of least squared error.
+    So one bit stands for the mean of the positive values.
+
+    Returns:
+        Zero point, scale and inverse scale, (num_rows,); negative ones mark such rows.
+    """
+    smallest, largest = torch.aminmax(x, dim=1)
+    plain = grid_of(smallest, largest, bits, metadata)
+    positive = x > 0
+    count = positive.sum(dim=1).clamp_min(1)
+    mean = x.sum(dim=1) / count
+    if bits == 1:
+        first, scale = mean, torch.zeros_like(mean)
+    else:
+        first = torch.where(positive, x, largest[:, None]).amin(dim=1)
+        scale = (largest - first) / (2**bits - 2)
+    for _ in range(_FITTING_ROUNDS if bits > 1 else 0):
+        inverse = torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
+        codes = torch.round((x - first[:, None]) * inverse[:, None])
+        codes = torch.clamp(codes, 0, 2**bits - 2) * positive
+        mean_code = codes.sum(dim=1) / count
+        from_mean = (codes - mean_code[:, None]) * positive
+        spread = from_mean.square().sum(dim=1)
+        slope = (from_mean * x).sum(dim=1) / spread
+        scale = torch.where(spread > 0, slope, scale)
+        first = torch.where(spread > 0, mean - slope * mean_code, first)
+    if metadata == torch.bfloat16:
+        first = first.to(metadata).to(torch.float32)
+    dropped = _BFLOAT16_DROPS if metadata == torch.bfloat16 else bits
+    scale = _round_up(scale, dropped)
+    inverse = torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
+    has_zeros = (smallest == 0) & torch.isfinite(largest)
+    fitted = (first, -scale, -inverse)
+    first, scale, inverse = (
+        torch.where(has_zeros, one, other)
+        for one, other in zip(fitted, plain, strict=True)
+    )
+    return first, scale, inverse
+
+
 def encode(
     x: Tensor,  # (num_rows, num_values) float32
     zero_point: Tensor,  # float32, to broadcast with x
@@ -69,6 +121,14 @@ def encode(
     """Codes packed row by row, (num_rows, words): uint8, at 16 bits int16."""
     fused = fusion_pays(x.numel(), x.device, compile) and min(x.shape) > 1
     return (_encode_fused if fused else _encode)(x, zero_point, inverse_scale, bits)
+
+
+def values_of(codes: Tensor, zero_point: Tensor, scale: Tensor) -> Tensor:
+    """What codes stand for, float32; zero_point and scale broadcast with them."""
+    marked = torch.signbit(scale)
+    codes = codes.to(torch.float32)
+    values = (codes - marked.to(torch.float32)) * scale.abs() + zero_point
+    return torch.where(marked & (codes == 0), 0.0, values)
 
 
 def unpack_codes(
@@ -86,8 +146,10 @@ def unpack_codes(
 
 
 def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> Tensor:
-    position = (x - zero_point) * inverse_scale
-    codes = torch.clamp(torch.round(position), 0, 2**bits - 1).to(torch.int32)
+    marked = torch.signbit(inverse_scale).to(torch.float32)  # code 0 is zero alone
+    position = torch.round((x - zero_point) * inverse_scale.abs()) + marked
+    codes = torch.maximum(torch.clamp(position, 0, 2**bits - 1), marked)
+    codes = torch.where((marked > 0) & (x == 0), 0.0, codes).to(torch.int32)
     if bits == 16:
         return codes.to(torch.int16)  # wraps round; reading masks the sign away
     per_word = _WORD_BITS // bits
