@@ -22,13 +22,14 @@ LIGHT: tuple[set[str], set[str]] = (
 # room -> (packages it may import beside the standard library, rooms of ours).
 # The longest matching name decides.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "whole_files": (set(), set()),
     "quant": ({"torch"} | NUMBERS, {"quant"}),
     "quant.boundaries": (NUMBERS, set()),
     "quant.feature_store": ({"torch"}, {"quant.fusion", "quant.row_codes"}),
     "quant.row_codes": ({"torch"}, {"quant.blockwise", "quant.fusion"}),
     "quant.segment_store": ({"torch"}, {"quant.fusion", "quant.row_codes"}),
     "quant.sparse_rows": ({"torch"}, set()),
-    "gnn": ({"torch", "torch_geometric"} | NUMBERS, {"gnn", "quant"}),
+    "gnn": ({"torch", "torch_geometric"} | NUMBERS, {"gnn", "quant", "whole_files"}),
     "gnn.feature_bits": ({"torch"}, {"quant.feature_store"}),
     "gnn.embedded_graphs": ({"torch", "sklearn"} | NUMBERS, {"gnn"}),
     "gnn.raw_graphs": ({"torch", "pandas"} | NUMBERS, {"gnn"}),
@@ -37,7 +38,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "gnn.fetching": (set(), {"gnn.raw_sources"}),
     "experiment": (
         {"torch", "sklearn", "psutil", "netCDF4"} | TABLES,
-        {"experiment", "gnn", "quant"},
+        {"experiment", "gnn", "quant", "whole_files"},
     ),
     # The only place that names packages which are no dependencies.
     "experiment.kernel_rivals": ({"torch", "torchao", "bitsandbytes"}, set()),
@@ -79,7 +80,15 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "experiment.feature_collecting": (TABLES, {"experiment.records"}),
     "experiment.boundary_table": (TABLES, {"quant.boundaries"}),
-    "experiment.records": (TABLES | {"netCDF4"}, set()),
+    "experiment.claims": (set(), set()),
+    "experiment.versions": (set(), set()),
+    # It is in every job: whatever it imported, every job would import and depend on.
+    "experiment.job_log": (set(), {"experiment.devices", "experiment.versions"}),
+    "experiment.parts": ({"xarray"}, {"experiment.records"}),
+    "experiment.records": (
+        TABLES | {"netCDF4"},
+        {"experiment.versions", "whole_files"},
+    ),
     "experiment.byte_books": (set(), {"experiment.meters", "experiment.spec"}),
     "experiment.collecting": (TABLES, {"experiment.records", "gnn.graph_sizes"}),
     "experiment.solved_boundaries": (NUMBERS, {"experiment.records"}),
@@ -143,6 +152,7 @@ SCRIPTS_MAY = {
     "gnn.fetching",
     "gnn.graph_files",
     "gnn.raw_graphs",
+    "whole_files",
 }
 NOBODY_MAY = {"snakemake", "workflow", "tests"}
 # What a working set-up has anyway and nothing but the Snakefile's start-up notices.
@@ -254,7 +264,8 @@ def test_starting_snakemake_imports_nothing_heavy():
     """What the rule files import, in a fresh interpreter."""
     code = (
         "import sys\n"
-        "from pipeline_src.experiment import configuration, plans, sources, spec\n"
+        "from pipeline_src.experiment import claims, configuration, plans\n"
+        "from pipeline_src.experiment import sources, spec\n"
         "from pipeline_src.gnn import raw_sources\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )

@@ -20,7 +20,7 @@ from pipeline_src.experiment.records import (
     FilePath,
     attributes,
     epoch_coord,
-    read_dataset,
+    read_datasets,
     text_coord,
 )
 from pipeline_src.gnn.graph_sizes import GRAPH_SIZES
@@ -51,9 +51,12 @@ def collect_runs(
     ``measurement`` (graph x model x method) and ``repeat``. Settings are coordinates
     on ``run`` and, with the prefix ``measurement_``, on ``measurement``; so are the
     full ``spec`` and ``provenance`` as JSON. Measured variables are ``measured_...``.
+
+    Raises:
+        OSError: if records are damaged, naming each and how to make it again.
     """
-    runs = _join_runs([read_dataset(path) for path in run_paths])
-    measured = _join_measurements([read_dataset(path) for path in measurement_paths])
+    runs = _join_runs(read_datasets(run_paths))
+    measured = _join_measurements(read_datasets(measurement_paths))
     return runs.merge(measured, join="exact", combine_attrs="no_conflicts")
 
 

@@ -16,7 +16,7 @@ import xarray as xr
 from pipeline_src.experiment.records import (
     FilePath,
     attributes,
-    read_dataset,
+    read_datasets,
     text_coord,
 )
 
@@ -29,9 +29,12 @@ def collect_features(
     Graph and model stand beside each entry, with the prefix ``measurement_`` beside
     measurements, whose variables are called ``measured_...``. So do the accuracy that
     a search compared with, and the provenance of a measurement.
+
+    Raises:
+        OSError: if records are damaged, naming each and how to make it again.
     """
-    evaluations = [_evaluations(read_dataset(path)) for path in selection_paths]
-    measurements = [_measurements(read_dataset(path)) for path in measurement_paths]
+    evaluations = [_evaluations(one) for one in read_datasets(selection_paths)]
+    measurements = [_measurements(one) for one in read_datasets(measurement_paths)]
     joined = xr.merge(
         [
             xr.concat(parts, dim, combine_attrs="drop_conflicts")

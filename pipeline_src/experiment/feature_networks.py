@@ -18,6 +18,7 @@ from pipeline_src.experiment import records
 from pipeline_src.experiment.devices import describe_device, resolve_device
 from pipeline_src.experiment.feature_plans import FeatureTraining
 from pipeline_src.experiment.feature_training import train
+from pipeline_src.experiment.parts import read_part
 from pipeline_src.gnn.feature_network import PUBLISHED, FeatureNetwork
 from pipeline_src.gnn.graphs import Graph
 from pipeline_src.gnn.message_plan import MessagePlan
@@ -118,9 +119,9 @@ def by_seeds(
     parts = []
     for seed in seeds:
         path = partial_dir / f"seed{seed}.nc" if partial_dir else None
-        if path is not None and path.exists():
+        if (kept := read_part(path)) is not None:
             log.info("seed %d: resumed", seed)
-            parts.append(records.read_dataset(path))
+            parts.append(kept)
             continue
         parts.append(make(seed))
         if path is not None:

@@ -10,17 +10,17 @@ A third, of kernels instead of runs, is described in `kernel_benchmark`.
 
 *Not measured* is NaN, never 0, so counts are stored as float64 too.
 
-A file is written whole or not at all: into a temporary file beside the target, flushed
-to the disk, then renamed over it. Equal datasets give equal bytes. zlib adds a checksum
-to each chunk, so a damaged file is refused instead of being read as wrong numbers.
+A file is written whole or not at all, and equal datasets give equal bytes. It carries a
+checksum of its contents, so a damaged file is refused instead of being read as wrong
+numbers.
 """
 
-import contextlib
-import importlib.metadata
+import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,22 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from pipeline_src.experiment.versions import package_versions
+from pipeline_src.whole_files import written_whole
+
 FilePath = str | os.PathLike[str]
+
+CHECKSUM = "content_checksum"  # attribute of each file, of no dataset
+# What reading a damaged NetCDF file can raise.
+DAMAGE = (
+    AttributeError,
+    LookupError,
+    MemoryError,  # sizes that no dataset has
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 # name: (units, long_name)
 EPOCH_TIME = ("s", "time of one training epoch")
@@ -58,26 +73,15 @@ RUN_CURVES = {
     "validation_accuracy_curve": ("1", "validation accuracy"),
     "test_accuracy_curve": ("1", "test accuracy"),
 }
-VERSIONED_PACKAGES = (
-    "torch",
-    "numpy",
-    "scipy",
-    "pandas",
-    "xarray",
-    "netCDF4",
-    "snakemake",
-)
 
 
 def write_dataset(dataset: xr.Dataset, path: FilePath) -> None:
     """Write a dataset as NetCDF, whole or not at all, the same bytes for the same data.
 
     Raises:
-        OSError: if the folder of path cannot be written to; an older file stays.
+        OSError: if it cannot be written, naming the file and the remedy; an older file
+            stays.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # What a reader left in .encoding (chunk sizes, source) must not change the bytes.
     plain = dataset.drop_encoding()
     encoding = {
@@ -85,14 +89,9 @@ def write_dataset(dataset: xr.Dataset, path: FilePath) -> None:
         for name, variable in plain.variables.items()
         if variable.ndim > 0 and variable.size > 0 and variable.dtype.kind in "fiub"
     }
-    try:
+    plain = plain.assign_attrs({CHECKSUM: content_checksum(plain)})
+    with written_whole(path) as temporary:
         plain.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
-        _flush(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _flush(path.parent)  # the renaming itself
 
 
 def read_dataset(path: FilePath) -> xr.Dataset:
@@ -106,12 +105,54 @@ def read_dataset(path: FilePath) -> xr.Dataset:
         raise FileNotFoundError(f"{path} does not exist; run the rule that writes it")
     try:
         with xr.open_dataset(path, engine="netcdf4", decode_times=False) as dataset:
-            return dataset.load()
-    except (OSError, RuntimeError, ValueError, UnicodeDecodeError) as error:
+            dataset = dataset.load()
+        expected = dataset.attrs.pop(CHECKSUM, None)
+        if expected is not None and content_checksum(dataset) != expected:
+            raise ValueError("its contents do not match their checksum")
+    except DAMAGE as error:
         raise OSError(
             f"{path} is not a readable NetCDF file ({error}); delete it and run"
-            " snakemake again, which makes it anew"
+            f" snakemake again, which makes it anew: rm {shlex.quote(str(path))}"
         ) from error
+    return dataset
+
+
+def read_datasets(paths: Iterable[FilePath]) -> list[xr.Dataset]:
+    """Read many files; one error names all that are damaged.
+
+    Raises:
+        FileNotFoundError: if one of them does not exist.
+        OSError: if some are damaged.
+    """
+    datasets, problems = [], []
+    for path in paths:
+        try:
+            datasets.append(read_dataset(path))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            problems.append(str(error))
+    if problems:
+        raise OSError("\n".join(problems))
+    return datasets
+
+
+def content_checksum(dataset: xr.Dataset) -> str:
+    """SHA-256 of what a dataset says, however a file encodes it."""
+    digest = hashlib.sha256()
+    for name in sorted(map(str, dataset.variables)):
+        variable = dataset.variables[name]
+        heading = [name, name in dataset.coords, variable.dims, variable.shape]
+        digest.update(json.dumps([*heading, _plain(variable.attrs)]).encode())
+        values = variable.values
+        if values.dtype.kind == "f":  # which of the many NaN is no content
+            values = np.where(np.isnan(values), np.nan, values)
+        if values.dtype.kind in "fiub":
+            digest.update(values.dtype.str.encode() + values.tobytes())
+        else:
+            digest.update(json.dumps(values.tolist()).encode())
+    digest.update(json.dumps(_plain(dataset.attrs)).encode())
+    return digest.hexdigest()
 
 
 def run_record(
@@ -217,14 +258,10 @@ def describe_provenance(
 
     No date, host name or path: the same work on the same machine gives the same record.
     """
-    versions = {}
-    for package in VERSIONED_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "versions": versions,
+        "versions": package_versions(),
         "device": device,
         "threads": threads,
         "source_digest": source_digest,
@@ -271,14 +308,10 @@ def _refuse_unknown(
         raise ValueError(f"{what} must be among {list(known)}, got {unknown}")
 
 
+def _plain(attrs: Mapping[Any, Any]) -> dict[str, list[Any]]:
+    """Attributes as lists: a file does not tell one number from a list of one."""
+    return {str(name): np.ravel(attrs[name]).tolist() for name in sorted(attrs)}
+
+
 def _to_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _flush(path: Path) -> None:
-    """Make sure what was written to a file or folder has reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

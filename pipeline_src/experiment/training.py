@@ -19,6 +19,7 @@ from pipeline_src.experiment import records
 from pipeline_src.experiment.devices import describe_device, resolve_device
 from pipeline_src.experiment.meters import StepClock
 from pipeline_src.experiment.networks import BoundariesOf
+from pipeline_src.experiment.parts import read_part
 from pipeline_src.experiment.spec import RunSpec
 from pipeline_src.experiment.step_memory import measure_step_memory
 from pipeline_src.experiment.trainer import Trainer
@@ -61,9 +62,9 @@ def train_run(
     parts = []
     for seed in spec.seeds:
         path = partial_dir / f"seed{seed}.nc" if partial_dir else None
-        if path is not None and path.exists():
+        if (kept := read_part(path)) is not None:
             log.info("%s seed %d: resumed", spec.cell, seed)
-            parts.append(records.read_dataset(path))
+            parts.append(kept)
             continue
         if memory is None:
             memory = measure_step_memory(Trainer(spec, graph, boundaries_of, seed))

@@ -4,7 +4,6 @@ Wide bag-of-words features are mostly zero: the file holds whichever of dense an
 sparse rows is smaller; in memory they are dense.
 """
 
-import os
 import struct
 import zipfile
 import zlib
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline_src.gnn.graphs import Adjacency, Graph, check_graph
+from pipeline_src.whole_files import written_whole
 
 # What reading a damaged archive of arrays can raise.
 DAMAGE = (
@@ -31,25 +31,15 @@ DAMAGE = (
 
 
 def write_graph(graph: Graph, path: str | Path) -> None:
-    """Write one .npz, or nothing: a temporary file beside it is renamed at the end.
-
-    Equal graphs give equal bytes.
+    """Write one .npz, whole or not at all. Equal graphs give equal bytes.
 
     Raises:
+        OSError: if it cannot be written, naming the file and the remedy.
         ValueError: if the graph contradicts itself (see check_graph).
     """
     check_graph(graph)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **_arrays_from_graph(graph))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **_arrays_from_graph(graph))
 
 
 def read_graph(path: str | Path) -> Graph:

@@ -1,7 +1,9 @@
 """What the rules share: the checked configuration, names, paths, input functions."""
 
+import contextlib
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pipeline_src.experiment.claims import ClaimedError, claim, holder_of
 from pipeline_src.experiment.configuration import (
     ConfigurationError,
     checked_configuration,
@@ -42,6 +45,10 @@ try:
 except ConfigurationError as error:
     raise WorkflowError(f"The configuration cannot be run:\n{error}") from None
 config.update(CONFIG)  # what scripts see: device, compile, data_mirror, figures
+
+# Held by the workflow at work on these results; Snakemake's own locks outlive a kill.
+CLAIM = Path(".snakemake") / "claims" / CONFIG["run"]
+LOCKS = Path(".snakemake") / "locks"
 
 CELLS = {spec.cell: spec for spec in run_specs(CONFIG)}
 MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
@@ -215,6 +222,38 @@ def search_of_features(wildcards):
     return FEATURES[wildcards.features].search.to_params()
 
 
+def forget_dead_workflows():
+    """Remove the lock that a killed workflow left, if none is at work in this folder."""
+    if not workflow.is_main_process:
+        return
+    with contextlib.suppress(OSError):  # a read-only folder can be looked at
+        CLAIM.parent.mkdir(parents=True, exist_ok=True)
+        CLAIM.touch()
+    holders = {path.name: holder_of(path) for path in CLAIM.parent.glob("*")}
+    alive = {run: holder for run, holder in holders.items() if holder}
+    if not alive:
+        shutil.rmtree(LOCKS, ignore_errors=True)
+    for run, holder in alive.items():
+        print(
+            f"Note: results/{run} is being made by {holder}. A second start on it is"
+            " refused until that one ends: wait, or stop it, or give this one a name"
+            " of its own with --config run=NAME. Do not use --unlock.",
+            file=sys.stderr,
+        )
+
+
+def claim_results():
+    """Refuse to work on results that another workflow is making."""
+    try:
+        claim(CLAIM)
+    except ClaimedError as error:
+        raise WorkflowError(
+            f"results/{CLAIM.name} is being made already: {error}. Wait until it"
+            " ends, or stop it, or give this one a name of its own with"
+            " --config run=NAME"
+        ) from None
+
+
 def warn_of_plain_kernels():
     """Once, before the first job; jobs ask for themselves, perhaps elsewhere."""
     warning = plain_kernels_warning(CONFIG["compile"])
@@ -231,3 +270,6 @@ def print_summary():
         if path.exists():
             print(path.read_text(encoding="utf-8"))
     print(f"Everything is below {results}; start with {results / 'report.html'}.")
+
+
+forget_dead_workflows()

@@ -1,4 +1,5 @@
 onstart:
+    claim_results()
     warn_of_plain_kernels()
 
 

@@ -1,10 +1,10 @@
 """Rule benchmark_kernels: sizes in, the seconds of the block-wise kernels out."""
 
-import logging
 from pathlib import Path
 
 import torch
 
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.kernel_benchmark import benchmark_kernels
 from pipeline_src.experiment.records import write_dataset
 from pipeline_src.experiment.spec import source_digest
@@ -30,14 +30,13 @@ def main(
 
 
 if __name__ == "__main__":
-    handlers = [logging.FileHandler(snakemake.log[0]), logging.StreamHandler()]
-    logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
     keys = ("rows", "width", "bits", "block_sizes", "warmup", "repeats")
-    main(
-        {key: snakemake.params[key] for key in keys},
-        snakemake.config["device"],
-        snakemake.config["compile"],
-        list(snakemake.input.sources),
-        snakemake.threads,
-        Path(snakemake.output.kernels),
-    )
+    with job_log(snakemake, echo=True):
+        main(
+            {key: snakemake.params[key] for key in keys},
+            snakemake.config["device"],
+            snakemake.config["compile"],
+            list(snakemake.input.sources),
+            snakemake.threads,
+            Path(snakemake.output.kernels),
+        )

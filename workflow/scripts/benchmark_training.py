@@ -1,10 +1,10 @@
 """Rule benchmark_training: all methods on one graph and model in, one record out."""
 
-import logging
 from pathlib import Path
 
 import torch
 
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.measuring import measure_runs
 from pipeline_src.experiment.records import write_dataset
 from pipeline_src.experiment.solved_boundaries import read_boundaries
@@ -37,23 +37,22 @@ def main(
 
 
 if __name__ == "__main__":
-    handlers = [logging.FileHandler(snakemake.log[0]), logging.StreamHandler()]
-    logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
     config = snakemake.config
-    main(
-        [
-            RunSpec.from_params(
-                text, device=config["device"], compile=config["compile"]
-            )
-            for text in snakemake.params.specs
-        ],
-        snakemake.input.graph,
-        snakemake.input.get("boundaries"),
-        list(snakemake.input.sources),
-        {
-            key: snakemake.params[key]
-            for key in ("timed", "warmup", "repeats", "gradient_draws")
-        },
-        snakemake.threads,
-        Path(snakemake.output.measurement),
-    )
+    with job_log(snakemake, echo=True):
+        main(
+            [
+                RunSpec.from_params(
+                    text, device=config["device"], compile=config["compile"]
+                )
+                for text in snakemake.params.specs
+            ],
+            snakemake.input.graph,
+            snakemake.input.get("boundaries"),
+            list(snakemake.input.sources),
+            {
+                key: snakemake.params[key]
+                for key in ("timed", "warmup", "repeats", "gradient_draws")
+            },
+            snakemake.threads,
+            Path(snakemake.output.measurement),
+        )

@@ -1,9 +1,9 @@
 """Rule capture_activations: one training in, the positions of what it keeps out."""
 
-import logging
 from pathlib import Path
 
 from pipeline_src.experiment.capture import capture_activations
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.records import write_dataset
 from pipeline_src.experiment.solved_boundaries import read_boundaries
 from pipeline_src.experiment.spec import RunSpec, source_digest
@@ -29,17 +29,16 @@ def main(
 
 
 if __name__ == "__main__":
-    handlers = [logging.FileHandler(snakemake.log[0]), logging.StreamHandler()]
-    logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
-    main(
-        RunSpec.from_params(
-            snakemake.params.spec,
-            device=snakemake.config["device"],
-            compile=snakemake.config["compile"],
-        ),
-        list(snakemake.params.epochs),
-        snakemake.input.graph,
-        snakemake.input.get("boundaries"),
-        list(snakemake.input.sources),
-        Path(snakemake.output.capture),
-    )
+    with job_log(snakemake, echo=True):
+        main(
+            RunSpec.from_params(
+                snakemake.params.spec,
+                device=snakemake.config["device"],
+                compile=snakemake.config["compile"],
+            ),
+            list(snakemake.params.epochs),
+            snakemake.input.graph,
+            snakemake.input.get("boundaries"),
+            list(snakemake.input.sources),
+            Path(snakemake.output.capture),
+        )

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 from pipeline_src.experiment import checks, records
+from pipeline_src.experiment.job_log import job_log
+from pipeline_src.whole_files import write_whole
 
 
 def main(runs_path: Path, report_path: Path) -> None:
@@ -14,9 +16,9 @@ def main(runs_path: Path, report_path: Path) -> None:
         text = "\n".join(problems)
         logging.error("%s impossible results:\n%s", len(problems), text)
         sys.exit(f"{runs_path} holds {len(problems)} impossible results:\n{text}")
-    report_path.write_text(checks.describe_checks(runs) + "\n", encoding="utf-8")
+    write_whole(report_path, checks.describe_checks(runs) + "\n")
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
-    main(Path(snakemake.input.runs), Path(snakemake.output.report))
+    with job_log(snakemake):
+        main(Path(snakemake.input.runs), Path(snakemake.output.report))

@@ -1,9 +1,9 @@
 """Rule collect_runs: every run and measurement record in, one tidy dataset out."""
 
-import logging
 from pathlib import Path
 
 from pipeline_src.experiment.collecting import collect_runs
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.records import write_dataset
 
 
@@ -12,9 +12,9 @@ def main(run_paths: list[Path], measurement_paths: list[Path], runs_path: Path) 
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
-    main(
-        [Path(path) for path in snakemake.input.get("runs", [])],
-        [Path(path) for path in snakemake.input.get("measurements", [])],
-        Path(snakemake.output.runs),
-    )
+    with job_log(snakemake):
+        main(
+            [Path(path) for path in snakemake.input.get("runs", [])],
+            [Path(path) for path in snakemake.input.get("measurements", [])],
+            Path(snakemake.output.runs),
+        )

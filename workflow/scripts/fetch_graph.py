@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.gnn.fetching import fetch_graph
 
 
@@ -12,10 +13,10 @@ def main(source: str, raw: Path, data_mirror: str | None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
-    main(
-        snakemake.wildcards.source,
-        Path(snakemake.output.raw),
-        # Not a parameter of the rule: another mirror gives the same files.
-        snakemake.config["data_mirror"],
-    )
+    with job_log(snakemake):
+        main(
+            snakemake.wildcards.source,
+            Path(snakemake.output.raw),
+            # Not a parameter of the rule: another mirror gives the same files.
+            snakemake.config["data_mirror"],
+        )

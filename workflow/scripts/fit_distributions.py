@@ -1,10 +1,10 @@
 """Rule fit_distributions: one capture and the boundaries in, fitted laws out."""
 
-import logging
 from pathlib import Path
 
 from pipeline_src.experiment import records
 from pipeline_src.experiment.distributions import fit_distributions
+from pipeline_src.experiment.job_log import job_log
 
 
 def main(capture_path: Path, boundaries_path: Path, distributions_path: Path) -> None:
@@ -15,9 +15,9 @@ def main(capture_path: Path, boundaries_path: Path, distributions_path: Path) ->
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
-    main(
-        Path(snakemake.input.capture),
-        Path(snakemake.input.boundaries),
-        Path(snakemake.output.distributions),
-    )
+    with job_log(snakemake):
+        main(
+            Path(snakemake.input.capture),
+            Path(snakemake.input.boundaries),
+            Path(snakemake.output.distributions),
+        )

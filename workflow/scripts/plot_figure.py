@@ -1,11 +1,12 @@
 """Rule plot_figure: collected datasets in, one figure in every format out."""
 
-import logging
 from pathlib import Path
 
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.records import read_dataset
 from pipeline_src.figures.gallery import plot_figure
 from pipeline_src.figures.rendering import render
+from pipeline_src.whole_files import write_whole
 
 
 def main(
@@ -24,17 +25,17 @@ def main(
         read_dataset(features_path) if features_path else None,
     )
     for path in figure_paths:
-        path.write_bytes(render(plot, path.suffix.removeprefix(".")))
+        write_whole(path, render(plot, path.suffix.removeprefix(".")))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
     features = snakemake.input.get("features")
-    main(
-        snakemake.wildcards.figure,
-        Path(snakemake.input.runs),
-        [Path(path) for path in snakemake.input.get("distributions", [])],
-        Path(snakemake.input.boundaries),
-        Path(features) if features else None,
-        [Path(path) for path in snakemake.output],
-    )
+    with job_log(snakemake):
+        main(
+            snakemake.wildcards.figure,
+            Path(snakemake.input.runs),
+            [Path(path) for path in snakemake.input.get("distributions", [])],
+            Path(snakemake.input.boundaries),
+            Path(features) if features else None,
+            [Path(path) for path in snakemake.output],
+        )

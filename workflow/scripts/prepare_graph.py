@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.gnn.embedded_graphs import EMBEDDED_GRAPHS
 from pipeline_src.gnn.graph_files import write_graph
 from pipeline_src.gnn.raw_graphs import read_raw_graph
@@ -22,9 +23,9 @@ def main(name: str, raw: Path | None, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
-    main(
-        snakemake.wildcards.graph,
-        Path(snakemake.input.raw) if snakemake.input.raw else None,
-        Path(snakemake.output.graph),
-    )
+    with job_log(snakemake):
+        main(
+            snakemake.wildcards.graph,
+            Path(snakemake.input.raw) if snakemake.input.raw else None,
+            Path(snakemake.output.graph),
+        )

@@ -1,10 +1,10 @@
 """Rule solve_boundaries: nothing in, the table of solved boundaries out."""
 
-import logging
 from pathlib import Path
 
 from pipeline_src.experiment import records
 from pipeline_src.experiment.boundary_table import boundary_table
+from pipeline_src.experiment.job_log import job_log
 
 
 def main(boundaries_path: Path) -> None:
@@ -12,5 +12,5 @@ def main(boundaries_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
-    main(Path(snakemake.output.boundaries))
+    with job_log(snakemake):
+        main(Path(snakemake.output.boundaries))

@@ -1,11 +1,11 @@
 """Rule train_features: one graph and a block of seeds in, trained networks out."""
 
-import logging
-import shutil
 from pathlib import Path
 
 from pipeline_src.experiment.feature_networks import train_networks
 from pipeline_src.experiment.feature_plans import FeatureTraining, feature_resume_key
+from pipeline_src.experiment.job_log import job_log
+from pipeline_src.experiment.parts import parts_folder
 from pipeline_src.experiment.records import write_dataset
 from pipeline_src.experiment.spec import source_digest
 from pipeline_src.gnn.graph_files import read_graph
@@ -15,25 +15,23 @@ def main(
     training: str, graph_path: str, sources: list[str], device: str, path: Path
 ) -> None:
     key = feature_resume_key(training, [graph_path, *sources])
-    partial_dir = path.parent / ".partial" / key
-    networks = train_networks(
-        FeatureTraining.from_params(training),
-        read_graph(graph_path),
-        device=device,
-        source_digest=source_digest(sources),
-        partial_dir=partial_dir,
-    )
-    write_dataset(networks, path)
-    shutil.rmtree(partial_dir)
+    with parts_folder(path, key) as partial_dir:
+        networks = train_networks(
+            FeatureTraining.from_params(training),
+            read_graph(graph_path),
+            device=device,
+            source_digest=source_digest(sources),
+            partial_dir=partial_dir,
+        )
+        write_dataset(networks, path)
 
 
 if __name__ == "__main__":
-    handlers = [logging.FileHandler(snakemake.log[0]), logging.StreamHandler()]
-    logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
-    main(
-        snakemake.params.training,
-        snakemake.input.graph,
-        list(snakemake.input.sources),
-        snakemake.config["device"],
-        Path(snakemake.output.networks),
-    )
+    with job_log(snakemake, echo=True):
+        main(
+            snakemake.params.training,
+            snakemake.input.graph,
+            list(snakemake.input.sources),
+            snakemake.config["device"],
+            Path(snakemake.output.networks),
+        )

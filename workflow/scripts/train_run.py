@@ -1,9 +1,9 @@
 """Rule train_run: one specification and one graph in, one record out."""
 
-import logging
-import shutil
 from pathlib import Path
 
+from pipeline_src.experiment.job_log import job_log
+from pipeline_src.experiment.parts import parts_folder
 from pipeline_src.experiment.records import write_dataset
 from pipeline_src.experiment.solved_boundaries import read_boundaries
 from pipeline_src.experiment.spec import RunSpec, resume_key, source_digest
@@ -19,29 +19,27 @@ def main(
     record_path: Path,
 ) -> None:
     inputs = [graph_path, *([boundaries_path] if boundaries_path else []), *sources]
-    partial_dir = record_path.parent / ".partial" / resume_key(spec, inputs)
-    record = train_run(
-        spec,
-        read_graph(graph_path),
-        read_boundaries(boundaries_path) if boundaries_path else None,
-        source_digest=source_digest(sources),
-        partial_dir=partial_dir,
-    )
-    write_dataset(record, record_path)
-    shutil.rmtree(partial_dir)
+    with parts_folder(record_path, resume_key(spec, inputs)) as partial_dir:
+        record = train_run(
+            spec,
+            read_graph(graph_path),
+            read_boundaries(boundaries_path) if boundaries_path else None,
+            source_digest=source_digest(sources),
+            partial_dir=partial_dir,
+        )
+        write_dataset(record, record_path)
 
 
 if __name__ == "__main__":
-    handlers = [logging.FileHandler(snakemake.log[0]), logging.StreamHandler()]
-    logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
-    main(
-        RunSpec.from_params(
-            snakemake.params.spec,
-            device=snakemake.config["device"],
-            compile=snakemake.config["compile"],
-        ),
-        snakemake.input.graph,
-        snakemake.input.get("boundaries"),
-        list(snakemake.input.sources),
-        Path(snakemake.output.record),
-    )
+    with job_log(snakemake, echo=True):
+        main(
+            RunSpec.from_params(
+                snakemake.params.spec,
+                device=snakemake.config["device"],
+                compile=snakemake.config["compile"],
+            ),
+            snakemake.input.graph,
+            snakemake.input.get("boundaries"),
+            list(snakemake.input.sources),
+            Path(snakemake.output.record),
+        )

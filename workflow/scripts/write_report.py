@@ -1,9 +1,10 @@
 """Rule write_report: finished tables, figures and checks in, one HTML page out."""
 
-import logging
 from pathlib import Path
 
 from pipeline_src.experiment import records, report
+from pipeline_src.experiment.job_log import job_log
+from pipeline_src.whole_files import write_whole
 
 
 def main(
@@ -27,18 +28,18 @@ def main(
         checks_path.read_text(encoding="utf-8"),
         records.read_dataset(features_path) if features_path else None,
     )
-    report_path.write_text(page, encoding="utf-8")
+    write_whole(report_path, page)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
     features = snakemake.input.get("features")
-    main(
-        Path(snakemake.input.runs),
-        Path(features) if features else None,
-        [Path(path) for path in snakemake.input.tables],
-        [Path(path) for path in snakemake.input.figures],
-        Path(snakemake.input.checks),
-        Path(snakemake.input.captions),
-        Path(snakemake.output.report),
-    )
+    with job_log(snakemake):
+        main(
+            Path(snakemake.input.runs),
+            Path(features) if features else None,
+            [Path(path) for path in snakemake.input.tables],
+            [Path(path) for path in snakemake.input.figures],
+            Path(snakemake.input.checks),
+            Path(snakemake.input.captions),
+            Path(snakemake.output.report),
+        )

@@ -1,8 +1,8 @@
 """Rule write_tables: collected datasets in, every table as Markdown and CSV out."""
 
-import logging
 from pathlib import Path
 
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.records import read_dataset
 from pipeline_src.experiment.tables.ablation import ablation_table
 from pipeline_src.experiment.tables.accuracy import accuracy_table
@@ -13,6 +13,7 @@ from pipeline_src.experiment.tables.kernels import kernel_table
 from pipeline_src.experiment.tables.memory import memory_table
 from pipeline_src.experiment.tables.table import to_csv, to_markdown
 from pipeline_src.experiment.tables.training import training_table
+from pipeline_src.whole_files import write_whole
 
 
 def main(
@@ -41,20 +42,19 @@ def main(
         tables["sgquant"] = feature_table(features)
         tables["abs_search"] = search_table(features)
     for name, table in tables.items():
-        markdown, csv = to_markdown(table), to_csv(table)
-        outputs[f"{name}.md"].write_text(markdown, encoding="utf-8")
-        outputs[f"{name}.csv"].write_text(csv, encoding="utf-8")
+        write_whole(outputs[f"{name}.md"], to_markdown(table))
+        write_whole(outputs[f"{name}.csv"], to_csv(table))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
     kernels = snakemake.input.get("kernels")
     features = snakemake.input.get("features")
-    main(
-        Path(snakemake.input.runs),
-        [Path(path) for path in snakemake.input.get("distributions", [])],
-        Path(snakemake.input.boundaries),
-        Path(kernels) if kernels else None,
-        Path(features) if features else None,
-        {Path(path).name: Path(path) for path in snakemake.output},
-    )
+    with job_log(snakemake):
+        main(
+            Path(snakemake.input.runs),
+            [Path(path) for path in snakemake.input.get("distributions", [])],
+            Path(snakemake.input.boundaries),
+            Path(kernels) if kernels else None,
+            Path(features) if features else None,
+            {Path(path).name: Path(path) for path in snakemake.output},
+        )
