@@ -457,23 +457,31 @@ def test_resident_memory_is_model_and_data_counted_by_hand(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "num_layers", "cause"),
+    ("method", "num_layers", "epochs", "cause"),
     [
-        (FULL, 2, r"the loss is nan after epoch 2\."),
-        (BLOCK8, 2, r"the loss is nan after epoch 2\."),
-        (BLOCK8, 3, r"NaN or infinity in the activations layer3.input, .*"),
+        # Progress is first looked at after two of 20 epochs, after one of 1.
+        (FULL, 2, 20, r"the loss is nan after epoch 2\."),
+        (BLOCK8, 2, 20, r"the loss is nan after epoch 2\."),
+        (BLOCK8, 3, 20, r"NaN or infinity in the activations layer3.input, .*"),
+        (FULL, 2, 1, r"NaN or infinity in logits after epoch 1\."),
     ],
 )
 def test_a_training_that_diverges_names_the_run_and_the_remedy(
-    method, num_layers, cause
+    method, num_layers, epochs, cause
 ):
     """Weights of 1e30 times features, squared by the second layer: past float32.
 
-    BatchNorm would hide it: it brings any finite output back to unit variance.
+    BatchNorm would hide it: it brings any finite output back to unit variance. No loss
+    follows the last step: there only weights and logits tell.
     """
     model = ModelSpec("wild", "sage", num_layers, 8, 0.5, False)
     spec = run_spec(
-        method, model=model, seeds=(7,), learning_rate=1e30, gradient_clip=None
+        method,
+        model=model,
+        seeds=(7,),
+        epochs=epochs,
+        learning_rate=1e30,
+        gradient_clip=None,
     )
     remedy = r"Lower learning_rate or set gradient_clip\.$"
     with pytest.raises(

@@ -51,6 +51,9 @@ def train_networks(
         partial_dir: where each finished seed is kept, so that a killed call continues;
             its name must change with everything that changes the record.
 
+    Raises:
+        FloatingPointError: if a training diverges, naming block, seed and epoch.
+
     Returns:
         Dims (seed, ...): best epoch, validation and test accuracy, and every parameter
         of the network under its own name.
@@ -63,7 +66,11 @@ def train_networks(
         torch.manual_seed(seed)
         network = new_network(training.model, graph)
         plan = MessagePlan.of(graph.adjacency, None, network.gathered_width)
-        fit = train(network, graph, plan, epochs)
+        try:
+            fit = train(network, graph, plan, epochs)
+        except FloatingPointError as error:
+            where = f"{training.name} seed {seed}"
+            raise FloatingPointError(f"{where}: {error}") from None
         log.info(
             "%s seed %d: epoch %d of %d, validation %.2f %%",
             training.name,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 
 from pipeline_src.gnn.attention import Input
 from pipeline_src.gnn.feature_network import FeatureNetwork
@@ -37,7 +37,11 @@ class Fit:
 
 
 def train(network: FeatureNetwork, graph: Graph, plan: MessagePlan, epochs: int) -> Fit:
-    """Train in full precision; what the network starts from does not compete."""
+    """Train in full precision; what the network starts from does not compete.
+
+    Raises:
+        FloatingPointError: if the loss or a weight stops being finite.
+    """
     return _fit(network, graph, plan, None, epochs, start_competes=False)
 
 
@@ -100,11 +104,14 @@ def _fit(
     if start_competes:
         best_accuracy = accuracies(network, x, graph, long_runs, points)[0]
     labels = graph.labels[graph.train_index]
+    losses = torch.empty(epochs, device=labels.device)
     for epoch in range(1, epochs + 1):
         network.train()
         optimizer.zero_grad(set_to_none=True)
         logits = network(x, long_runs, straight)[graph.train_index]
-        functional.cross_entropy(logits, labels).backward()
+        loss = functional.cross_entropy(logits, labels)
+        losses[epoch - 1] = loss.detach()
+        loss.backward()
         optimizer.step()
         reached = accuracies(network, x, graph, long_runs, points)[0]
         better = reached > best_accuracy
@@ -112,6 +119,8 @@ def _fit(
         best_epoch = torch.where(better, epoch, best_epoch)
         for best_one, parameter in zip(best, parameters, strict=True):
             torch.where(better, parameter.detach(), best_one, out=best_one)
+    if not start_competes:
+        _check_finite(losses, parameters)
     with torch.no_grad():
         for best_one, parameter in zip(best, parameters, strict=True):
             parameter.copy_(best_one)
@@ -125,3 +134,17 @@ def _read_often(kept: FeatureStore) -> Input:
     if int(torch.count_nonzero(x)) < MOST_ENTRIES * x.numel():
         return SparseFeatures.of(x)
     return FeatureStore.full(x)
+
+
+def _check_finite(losses: Tensor, parameters: list[Parameter]) -> None:
+    """Refuse a network that diverged: its best epoch would be an accident."""
+    if bad := (~losses.isfinite()).nonzero().flatten().tolist():
+        what = f"the loss is {float(losses[bad[0]])} after epoch {bad[0] + 1}"
+    elif not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        what = f"NaN or infinity in the weights after epoch {len(losses)}"
+    else:
+        return
+    raise FloatingPointError(
+        f"{what}. The published learning rate does not suit this graph: leave the"
+        " model out for it, or scale its features"
+    )

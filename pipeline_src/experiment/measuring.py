@@ -137,6 +137,11 @@ def measure_gradient_errors(
                     for draw, truth in enumerate(expected)
                 ]
             errors[index] = float(torch.stack(found).mean())
+            if not math.isfinite(errors[index]):  # NaN would read as not measured
+                raise FloatingPointError(
+                    f"{spec.cell}: the gradient error is {errors[index]} after {steps}"
+                    " steps. Lower learning_rate or set gradient_clip."
+                )
             log.info("%s: gradient error %.2e", spec.cell, errors[index])
     return errors
 

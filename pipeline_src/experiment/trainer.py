@@ -22,6 +22,7 @@ from pipeline_src.gnn.graphs import Graph
 from pipeline_src.gnn.models import Keep
 from pipeline_src.quant.fusion import resolve_compile
 
+LOWER = "Lower learning_rate or set gradient_clip."
 LOG_LOSS_OFFSET = 1 - math.log(2)  # of the log cross entropy, EXACT's training script
 
 
@@ -55,6 +56,7 @@ class Trainer:
         size = (spec.training.epochs, self.model.num_seeds)
         seeds = torch.randint(-(2**31), 2**31, size, generator=generator)
         self.seeds = seeds.to(torch.int32).to(self.device)
+        self._finite_logits = torch.ones((), dtype=torch.bool, device=self.device)
 
     def logits(self, epoch: int) -> Tensor:
         """Logits of the training nodes in training mode, (num_train, num_classes)."""
@@ -80,8 +82,38 @@ class Trainer:
         """Train, validation and test accuracy, (3,), still on the device."""
         self.model.eval()
         output = self.model(self.graph.features, self.aggregation)
+        self._finite_logits.logical_and_(output.isfinite().all())
         is_right = (output.argmax(dim=1) == self.graph.labels).to(torch.float32)
         return torch.stack([is_right[index].mean() for index in splits(self.graph)])
+
+    def check_finite(self, losses: Tensor) -> None:
+        """Raise if anything so far was NaN or infinite; waits for the device.
+
+        The loss alone does not tell: BatchNorm brings weights of any size back to unit
+        variance, and the last step is followed by no loss.
+
+        Args:
+            losses: of each epoch so far, (num_epochs,).
+
+        Raises:
+            FloatingPointError: naming what was not finite, and the remedy.
+        """
+        self.model.check_finite()
+        for epoch, loss in enumerate(losses.tolist(), start=1):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} after epoch {epoch}. {LOWER}"
+                )
+        flags = {
+            name: x.isfinite().all() for name, x in self.model.state_dict().items()
+        }
+        flags["logits"] = self._finite_logits
+        finite = torch.stack(list(flags.values())).tolist()
+        if bad := [name for name, good in zip(flags, finite, strict=True) if not good]:
+            names = ", ".join(bad)
+            raise FloatingPointError(
+                f"NaN or infinity in {names} after epoch {len(losses)}. {LOWER}"
+            )
 
 
 def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:

@@ -7,7 +7,6 @@ accuracies stay there until progress is reported.
 
 import json
 import logging
-import math
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,8 @@ def train_run(
 
     Raises:
         ValueError: if the specification cannot be trained, naming what is missing.
-        FloatingPointError: if the loss or an activation stops being finite.
+        FloatingPointError: if the loss, an activation, a weight or a logit stops being
+            finite, naming run, epoch and remedy.
     """
     device = resolve_device(spec.device)
     graph = graph.to(device)
@@ -119,22 +119,16 @@ def _report(trainer: Trainer, epoch: int, losses: Tensor, accuracies: Tensor) ->
     """Log progress, and stop where numbers are no longer finite."""
     where = f"{trainer.spec.cell} seed {trainer.seed}"
     try:
-        trainer.model.check_finite()
+        trainer.check_finite(losses[: epoch + 1])
     except FloatingPointError as error:
         raise FloatingPointError(f"{where}: {error}") from None
-    loss = float(losses[epoch])
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"{where}: the loss is {loss} after epoch {epoch + 1}. Lower learning_rate "
-            "or set gradient_clip."
-        )
     _, validation, test = accuracies[epoch].tolist()
     log.info(
         "%s: epoch %d of %d, loss %.4f, validation %.2f %%, test %.2f %%",
         where,
         epoch + 1,
         trainer.spec.training.epochs,
-        loss,
+        float(losses[epoch]),
         100 * validation,
         100 * test,
     )
