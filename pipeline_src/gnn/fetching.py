@@ -19,6 +19,7 @@ which is also the layout that fetching leaves behind, so that one machine's
 resources/raw is another one's mirror. Files from a mirror are verified alike.
 """
 
+import errno
 import hashlib
 import http.client
 import shutil
@@ -37,6 +38,8 @@ from pipeline_src.gnn.raw_sources import RAW_SOURCES, RawFile, RawSource
 
 TIMEOUT = 60  # seconds without a byte
 PIECE = 1 << 20  # bytes read at once
+SCRATCH = ".tmp"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # What reading a damaged zip archive can raise.
 ZIP_DAMAGE = (
     EOFError,
@@ -69,8 +72,10 @@ def fetch_graph(name: str, folder: str | Path, data_mirror: str | None = None) -
     if folder.exists():
         raise FileExistsError(f"{folder} exists: delete it to fetch {name} again")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for killed in folder.parent.glob(f".{folder.name}.*{SCRATCH}"):
+        shutil.rmtree(killed, ignore_errors=True)
     with tempfile.TemporaryDirectory(
-        prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent
+        prefix=f".{folder.name}.", suffix=SCRATCH, dir=folder.parent
     ) as scratch:
         complete = Path(scratch, "complete")  # with usual rights, unlike the scratch
         for file in source.files:
@@ -96,7 +101,8 @@ def _copy(origin: str, complete: Path, file: RawFile) -> None:
         _download(origin, complete / file.path)
         return
     try:
-        shutil.copyfile(origin, complete / file.path)
+        with _disk_errors(complete / file.path):
+            shutil.copyfile(origin, complete / file.path)
     except OSError as error:
         raise FetchError(
             f"the mirror does not give {origin} ({error.strerror}); its layout is "
@@ -109,7 +115,7 @@ def _download(url: str, path: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "pipeline-src"})
     with _network_errors(url), urllib.request.urlopen(request, timeout=TIMEOUT) as body:
         announced = body.headers.get("Content-Length")
-        with path.open("wb") as file:
+        with _disk_errors(path), path.open("wb") as file:
             shutil.copyfileobj(body, file, PIECE)
     received = path.stat().st_size
     if announced is not None and received != int(announced):
@@ -117,6 +123,20 @@ def _download(url: str, path: Path) -> None:
             f"truncated download of {url}: expected {announced} bytes, "
             f"got {received}; run snakemake again"
         )
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Tell a disk that takes no more from a server or an archive at fault."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise FetchError(
+            f"{path} cannot be written: {error.strerror}. Nothing of it is left; free"
+            " some space there and run snakemake again"
+        ) from error
 
 
 @contextmanager
@@ -152,6 +172,7 @@ def _unpack(archive: Path, source: RawSource, complete: Path) -> None:
             for file in source.files:
                 with (
                     members.open(f"{source.archive_folder}/{file.path}") as member,
+                    _disk_errors(complete / file.path),
                     (complete / file.path).open("wb") as target,
                 ):
                     shutil.copyfileobj(member, target, PIECE)
