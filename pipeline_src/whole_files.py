@@ -64,16 +64,15 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _reason(error: Exception, temporary: Path) -> int | None:
     """The error number behind a failed attempt; None if it is not the disk's fault."""
-    if isinstance(error, OSError) and error.errno in REMEDIES:
-        return error.errno
-    try:  # a library such as HDF5 may not say why it could not write
+    try:  # HDF5 says nothing, or that a full disk denies permission
         with temporary.open("ab") as file:
             file.write(bytes(PROBE))
             file.flush()
             os.fsync(file.fileno())
     except OSError as probed:
-        return probed.errno if probed.errno in REMEDIES else None
-    return None
+        error = probed
+    number = error.errno if isinstance(error, OSError) else None
+    return number if number in REMEDIES else None
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -62,6 +62,7 @@ def job_log(job: Job, *, echo: bool = False) -> Iterator[None]:
     name = " ".join([job.rule, *dict(job.wildcards.items()).values()])
     handlers: list[logging.Handler] = [logging.FileHandler(job.log[0], encoding="utf8")]
     handlers += [logging.StreamHandler()] if echo else []
+    logging.raiseExceptions = False  # a full disk is told of once, at the end
     logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
     log.info("job: %s", name)
     log.info("spec: %s", json.dumps(_decoded(dict(job.params.items())), sort_keys=True))
@@ -78,7 +79,10 @@ def job_log(job: Job, *, echo: bool = False) -> Iterator[None]:
         log.info("peak memory: %s", _peak_memory())
         log.info("time: %.1f s", time.monotonic() - start)
     if failure is not None:
-        log.error("FAILED %s\n%s", name, explain(failure))
+        message = f"FAILED {name}\n{explain(failure)}"
+        log.error(message)
+        if not echo:  # the log may be on the disk that is full
+            print(message, file=sys.stderr)
         raise SystemExit(1)
 
 

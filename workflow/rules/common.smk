@@ -28,6 +28,7 @@ from pipeline_src.experiment.plans import (
 )
 from pipeline_src.experiment.sources import imported_sources
 from pipeline_src.quant.compilers import plain_kernels_warning
+from pipeline_src.whole_files import write_whole
 
 # Jobs find the interpreter that runs Snakemake, the library, and compiled kernels.
 for name, folder in {"PATH": Path(sys.executable).parent, "PYTHONPATH": ROOT}.items():
@@ -243,7 +244,13 @@ def forget_dead_workflows():
 
 
 def claim_results():
-    """Refuse to work on results that another workflow is making."""
+    """Refuse to work on results that another makes, or where nothing can be written."""
+    results = Path("results") / CLAIM.name
+    try:
+        write_whole(results / ".writable", "")
+        (results / ".writable").unlink()
+    except OSError as error:
+        raise WorkflowError(f"{results} is of no use: {error}") from None
     try:
         claim(CLAIM)
     except ClaimedError as error:
