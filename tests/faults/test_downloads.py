@@ -52,16 +52,14 @@ def no_proxy(monkeypatch):
 def test_a_server_that_hangs_up_is_named_and_nothing_stays(tmp_path):
     with (
         server([bytes(100_000)] * 3) as address,
-        pytest.raises(
-            FetchError, match=r"expected 1000000 bytes, got 300000; run snake"
-        ),
+        pytest.raises(FetchError, match=r"expected 1000000 bytes, got 300000; run"),
     ):
         fetch_graph("Photo", tmp_path / "raw" / "Photo", address)
     assert not list((tmp_path / "raw").iterdir())
 
 
 def test_after_a_kill_in_the_middle_the_next_fetch_starts_cleanly(tmp_path):
-    """The killed one leaves a folder with a part of the file; nobody takes it for one."""
+    """The killed one leaves a hidden folder; nobody takes it for what was asked."""
     raw = tmp_path / "raw"
     with server([bytes(100_000), None]) as address:
         if (child := os.fork()) == 0:
