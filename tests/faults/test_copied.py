@@ -1,0 +1,59 @@
+"""Copied checkouts and clocks that jump: what is made again, and what is not noticed."""
+
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+from workplace import FP32, GRAPH, Workplace, checkout, copy_of
+
+pytestmark = pytest.mark.slow  # a dozen starts of Snakemake
+DAY = 24 * 60 * 60  # seconds
+SOURCE = "pipeline_src/gnn/splits.py"
+
+
+def date(workplace, seconds, *parts):
+    """Date every file of these parts."""
+    for part in parts:
+        for path in (workplace.folder / part).rglob("*"):
+            os.utime(path, (seconds, seconds))
+
+
+@pytest.mark.parametrize("options", ["-r", "-a"])
+def test_a_copy_of_everything_has_nothing_to_do(undisturbed, tmp_path, options):
+    """With `.snakemake`, whose checksums know that nothing changed, whatever the dates."""
+    subprocess.run(["cp", options, undisturbed.folder, tmp_path / "copy"], check=True)
+    assert not Workplace(tmp_path / "copy").planned(FP32)
+
+
+def test_dates_in_the_future_run_nothing(undisturbed, tmp_path):
+    workplace = copy_of(undisturbed, tmp_path / "copy")
+    date(workplace, time.time() + DAY, "pipeline_src", "resources")
+    assert not workplace.planned(FP32)
+
+
+def test_results_in_a_fresh_clone_bring_their_state_or_are_touched(
+    undisturbed, tmp_path
+):
+    """Sources of a clone are newer than results: without a state all is made again."""
+    clone = checkout(tmp_path / "clone")
+    for part in ("results", "resources"):
+        shutil.copytree(undisturbed / part, clone / part)
+    assert clone.planned(FP32) == {"prepare_graph", "train_run"}
+    shutil.copytree(undisturbed / ".snakemake", clone / ".snakemake")
+    assert not clone.planned(FP32)
+    shutil.rmtree(clone / ".snakemake")
+    clone.run("--touch", FP32)
+    assert not clone.planned(FP32)
+
+
+def test_an_edit_is_noticed_by_its_date_and_its_content(undisturbed, tmp_path):
+    """Dated before what depends on it, by a clock set back, it is not: touch it."""
+    workplace = copy_of(undisturbed, tmp_path / "copy")
+    with (workplace / SOURCE).open("a") as file:
+        file.write("# edited\n")
+    os.utime(workplace / SOURCE, (0, 0))
+    assert not workplace.planned(GRAPH)
+    os.utime(workplace / SOURCE)
+    assert workplace.planned(GRAPH) == {"prepare_graph"}
