@@ -1,4 +1,4 @@
-"""Copied checkouts and clocks that jump: what is made again, and what is not noticed."""
+"""Copied checkouts and clocks that jump: what is made again, what goes unnoticed."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ def date(workplace, seconds, *parts):
 
 @pytest.mark.parametrize("options", ["-r", "-a"])
 def test_a_copy_of_everything_has_nothing_to_do(undisturbed, tmp_path, options):
-    """With `.snakemake`, whose checksums know that nothing changed, whatever the dates."""
+    """With `.snakemake`, whose checksums know that nothing changed."""
     subprocess.run(["cp", options, undisturbed.folder, tmp_path / "copy"], check=True)
     assert not Workplace(tmp_path / "copy").planned(FP32)
 
