@@ -1,8 +1,12 @@
 """Training and tuning: the best epoch is kept, and the start competes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from pipeline_src.experiment.feature_networks import train_networks
+from pipeline_src.experiment.feature_plans import FeatureTraining
 from pipeline_src.experiment.feature_training import accuracies, fine_tune, train
 from pipeline_src.gnn.embedded_graphs import synthetic_graph
 from pipeline_src.gnn.feature_bits import uniform_bits
@@ -78,3 +82,12 @@ def test_tuning_learns_through_one_bit():
     before = fine_tune(net, GRAPH, plan, points, epochs=0)
     after = fine_tune(net, GRAPH, plan, points, epochs=40)
     assert after.test_accuracy > max(before.test_accuracy, 2 / GRAPH.num_classes)
+
+
+def test_a_network_that_diverges_is_refused_with_its_epoch_and_seed():
+    """Features near the largest float32: their products are not finite."""
+    wild = replace(GRAPH, features=GRAPH.features * 1e38)
+    training = FeatureTraining(wild.name, "gcn", 3, (5,))
+    cause = rf"^{training.name} seed 5: the loss is (nan|inf) after epoch \d\..*leave"
+    with pytest.raises(FloatingPointError, match=cause):
+        train_networks(training, wild, device="cpu")
