@@ -28,11 +28,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-        if item.get_closest_marker("slurm") and not shutil.which("slurmctld"):
-            item.add_marker(pytest.mark.skip(reason="no slurmctld on the PATH"))
+        if item.get_closest_marker("slurm") and (obstacle := _obstacle_to_slurm()):
+            item.add_marker(pytest.mark.skip(reason=obstacle))
 
 
 def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _obstacle_to_slurm() -> str:
+    """Why tests/cluster/one_node.sh cannot start a cluster here; empty if it can."""
+    for daemon in ("munged", "slurmctld", "slurmd"):
+        if not shutil.which(daemon, path=os.environ["PATH"] + ":/usr/sbin"):
+            return f"no {daemon}; apt-get install slurm-wlm munge"
+    if os.geteuid() != 0:
+        return "only root can start a Slurm cluster"
+    if Path("/etc/slurm/slurm.conf").exists():
+        return "a Slurm is set up here already"
+    return ""

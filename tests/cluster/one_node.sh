@@ -49,7 +49,7 @@ MailProg=/bin/true
 AccountingStorageType=accounting_storage/none
 $([[ $gpu ]] && echo GresTypes=gpu)
 NodeName=$host NodeAddr=127.0.0.1 CPUs=4 RealMemory=64000 $([[ $gpu ]] && echo Gres=gpu:1) State=UNKNOWN
-PartitionName=main Nodes=$host Default=YES MaxTime=02:00:00 State=UP
+PartitionName=main Nodes=$host Default=YES State=UP
 CONF
     printf 'CgroupAutomount=yes\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\n' \
         > "$folder/cgroup.conf"
