@@ -55,7 +55,9 @@ def test_citation_names_the_three_papers():
 def test_markers_of_the_tests_are_declared():
     declared = PROJECT["tool"]["pytest"]["ini_options"]["markers"]
     names = {marker.split(":")[0] for marker in declared}
-    text = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*.py"))
+    text = "".join(
+        path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py")
+    )
     used = set(re.findall(r"pytest\.mark\.(\w+)", text))
     assert used <= names | {
         "parametrize",

@@ -6,12 +6,13 @@
 #   one_node.sh node FOLDER                         start a slurmd that was killed
 #   one_node.sh down FOLDER                         stop what `up` started, nothing else
 #
+# Every user must be able to enter the folder that FOLDER lies in: munge insists.
 # Outside FOLDER it makes a link, /etc/slurm/slurm.conf, by which clients find it, and the
 # device file of a pretended GPU; `down` removes both. A machine that has a slurm.conf is
 # refused. The node claims four cores and 64 GB, so that every request fits.
 #   --cgroup    jobs that take more memory than they asked for are killed
 #   --fake-gpu  the node claims one GPU; it is /dev/null by another name
-set -euo pipefail
+set -eEuo pipefail
 
 readonly link=/etc/slurm/slurm.conf
 readonly fake_gpu=/dev/one_node_gpu0
@@ -73,9 +74,7 @@ start_munge() {
     local munge=$1/munge
     install -d -m 0755 "$munge"
     (umask 077 && head -c 128 /dev/urandom > "$munge/key")
-    chown -R munge:munge "$munge"
-    setpriv --reuid=munge --regid=munge --clear-groups munged \
-        --socket="$munge/socket" --key-file="$munge/key" --pid-file="$munge/pid" \
+    munged --socket="$munge/socket" --key-file="$munge/key" --pid-file="$munge/pid" \
         --log-file="$munge/log" --seed-file="$munge/seed"
     munge --socket="$munge/socket" -n | unmunge --socket="$munge/socket" > /dev/null
 }
