@@ -303,7 +303,7 @@ def test_a_killed_node_daemon_costs_nothing(folder, cluster):
 
 
 def test_a_killed_head_loses_nothing(folder):
-    """As profiles/README.md says: cancel, unlock, start again."""
+    """As profiles/README.md says: cancel, start again."""
     short = sweep("head", "[fp32, exact]", 1, 1, 5)
     long = sweep("head", "[lean]", 3, 3, 1000).partition("sweeps:\n")[2]
     configure(folder, short + long)
@@ -319,7 +319,6 @@ def test_a_killed_head_loses_nothing(folder):
     seeds = stamps(folder.glob("results/*/runs/.partial/*/*.nc"))
     assert seeds
 
-    local(folder, "--unlock")
     text = through_slurm(folder, "--until=train_run")
     assert len(submitted(text)) == 1
     assert len(records(folder)) == 3
