@@ -14,9 +14,12 @@ configurations only, and none when it has nothing left to ask.
 What makes the forest work with few measurements is knowledge that holds for bits of
 any network: less compression rarely hurts, so trees are held to be monotone; far below
 the aim it does not matter how far, so accuracies are cut there; and each next candidate
-is a few changes away from the best known ones.
+is a few changes away from the best known ones. Around the very best all changes of one
+and two variables are candidates, and a step down of all variables but one: in a space
+of a dozen variables drawing would miss the few that matter.
 """
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -36,6 +39,7 @@ NUM_TREES = (
 NUM_MUTATED = 2000  # candidates near the best ones
 NUM_RANDOM = 500  # candidates anywhere
 NUM_PARENTS = 20
+NUM_SURROUNDED = 3  # best ones, all of whose neighbours are candidates
 MAX_CHANGES = 3  # variables that differ between parent and candidate
 EXPLORED_SHARE = 0.25  # of a round: where the forest is least sure
 # Accuracy shares: what repeated trainings differ by at least, and how far below the aim
@@ -227,9 +231,27 @@ def _candidates(
         columns = rng.integers(len(space.variables), size=len(changed))
         rows[changed, columns] = rng.integers(space.num_values[columns])
     anywhere = rng.integers(space.num_values, size=(NUM_RANDOM, len(space.variables)))
-    unique = np.unique(np.concatenate([rows, anywhere]), axis=0)
+    near = [_neighbours(space, parent) for parent in _rows(parents[:NUM_SURROUNDED])]
+    unique = np.unique(np.concatenate([rows, anywhere, *near]), axis=0)
     known = _known(history)
     return unique[[row not in known for row in _rows(unique)]]
+
+
+def _neighbours(space: SearchSpace, choices: Choices) -> np.ndarray:
+    """Rows that differ in one or two variables, and steps down of all but one."""
+    changes = [
+        (column, choice)
+        for column, count in enumerate(space.num_values)
+        for choice in range(count)
+        if choice != choices[column]
+    ]
+    rows = [_with(choices, *change) for change in changes]
+    for (column, choice), (other, value) in itertools.combinations(changes, 2):
+        if column != other:
+            rows.append(_with(_with(choices, column, choice), other, value))
+    lower = tuple(max(choice - 1, 0) for choice in choices)
+    rows += [_with(lower, column, choices[column]) for column in range(len(choices))]
+    return np.array([*rows, lower], int)
 
 
 def _badness(settings: SearchSettings, history: History) -> np.ndarray:
