@@ -16,7 +16,17 @@ NUMBERS = {"numpy", "scipy"}
 TABLES = NUMBERS | {"pandas", "xarray"}
 LIGHT: tuple[set[str], set[str]] = (
     {"yaml", "jsonschema"},
-    {f"experiment.{name}" for name in ("spec", "plans", "feature_plans", "schemas")},
+    {
+        f"experiment.{name}"
+        for name in (
+            "spec",
+            "plans",
+            "feature_plans",
+            "method_keys",
+            "plain_values",
+            "schemas",
+        )
+    },
 )
 
 # room -> (packages it may import beside the standard library, rooms of ours).
@@ -43,6 +53,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     # The only place that names packages which are no dependencies.
     "experiment.kernel_rivals": ({"torch", "torchao", "bitsandbytes"}, set()),
     "experiment.spec": (set(), set()),
+    "experiment.method_keys": (set(), {"experiment.schemas"}),
+    "experiment.plain_values": ({"yaml"}, set()),
     "experiment.plans": LIGHT,
     "experiment.feature_plans": LIGHT,
     "experiment.schemas": LIGHT,

@@ -1,19 +1,17 @@
 """Each wrong configuration gets one line: where, what was expected, what came."""
 
-import contextlib
 import copy
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline_src.experiment.configuration import (
     ConfigurationError,
     checked_configuration,
     read_schema,
+    refuse_repeated_keys,
 )
 from pipeline_src.experiment.plans import run_specs
 from pipeline_src.experiment.schemas import describe_keys
@@ -156,7 +154,7 @@ def test_mappings_of_the_yaml_reader_become_plain(config):
             ["cora", "cora"],
             r"^sweeps\[0\]\.graphs: expected each entry once, got \[cora, cora\]$",
         ),
-        ("sweeps.0.seeds", 0, r"^sweeps\[0\]\.seeds: expected .*at least 1, got 0$"),
+        ("sweeps.0.seeds", 0, r"^sweeps\[0\]\.seeds: expected .*at most 10000, got 0$"),
         ("sweeps.0.seeds", 2.0, r"^sweeps\[0\]\.seeds: expected an integer.*got 2\.0$"),
         ("sweeps.0.seeds", True, r"^sweeps\[0\]\.seeds: expected .*got true$"),
         (
@@ -167,12 +165,13 @@ def test_mappings_of_the_yaml_reader_become_plain(config):
         (
             "sweeps.0.training.learning_rate",
             "1e-2",
-            r"learning_rate: expected a number above 0, got '1e-2' .*write 0\.01\)$",
+            r"learning_rate: expected a number above 0 and at most 1000, got '1e-2' "
+            r".*write 0\.01\)$",
         ),
         (
             "sweeps.0.training.learning_rate",
             float("nan"),
-            r"learning_rate: expected a number above 0, got \.nan$",
+            r"learning_rate: expected a number above 0 and at most 1000, got \.nan$",
         ),
         ("sweeps.0.training.gradient_clip", 0, r"expected a number or null above 0"),
         (
@@ -283,43 +282,73 @@ def test_every_problem_gets_a_line(config):
     assert len(str(caught.value).splitlines()) == 2
 
 
-def places(value, path=()):
-    """Every path in a configuration, the root excepted."""
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in items:
-        yield (*path, key)
-        if isinstance(item, dict | list):
-            yield from places(item, (*path, key))
+def test_labels_of_methods_in_use_are_told_apart(config):
+    config["methods"]["again"] = config["methods"]["block64"]
+    assert check(config), "nothing asks for it"
+    config["sweeps"][0]["methods"].append("again")
+    message = "^methods.again.label: .* got '64', the label of 'block64'$"
+    with pytest.raises(ConfigurationError, match=message):
+        check(config)
 
 
-DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
-junk = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-2, 2000)
-    | st.floats()
-    | st.text(max_size=5)
-    | st.dates()
-    | st.sampled_from(["digits", "fp32", "block64", "sage-2x64", "auto", "exact"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
-    ),
-    max_leaves=4,
+@pytest.mark.parametrize("text", ["a\nb", "\0", "\ud800", "\u202e"])
+def test_text_can_be_printed(config, text):
+    """Tables, figures and names of files end badly otherwise, after the training."""
+    for path in ("methods.fp32.label", "data_mirror"):
+        broken = copy.deepcopy(config)
+        put(broken, path, text)
+        with pytest.raises(ConfigurationError, match=rf"^{path}: expected one line of"):
+            check(broken)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"policy": "lean", "bits": 2, "rows_per_block": 8},
+        {"policy": "pyg", "technique": "quantized_hooks", "bits": 4},
+    ],
 )
+def test_a_capture_needs_the_published_layout(config, method):
+    """As `capture_activations` does, but before anything has run."""
+    config["methods"]["other"] = {"label": "other", **method}
+    config["captures"] = [
+        {"graphs": ["digits"], "models": ["sage-2x8"], "method": "other", "epochs": [1]}
+    ]
+    with pytest.raises(ConfigurationError, match="'other' compresses nothing that"):
+        check(config)
 
 
-@settings(max_examples=150, deadline=None)
-@given(place=st.sampled_from(list(places(DEFAULT))), value=junk)
-def test_anything_gives_a_plan_or_a_message(place, value):
-    """One value of the default replaced by anything: never another exception."""
-    config = copy.deepcopy(DEFAULT)
-    target = config
-    for key in place[:-1]:
-        target = target[key]
-    target[place[-1]] = value
-    with contextlib.suppress(ConfigurationError):
-        assert isinstance(run_specs(check(config)), list)
+def numbers_of(schema, path=""):
+    if isinstance(schema, dict):
+        kinds = schema.get("type")
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        if {"integer", "number"} & {kind for kind in kinds if isinstance(kind, str)}:
+            yield path, schema
+        for key, value in schema.items():
+            yield from numbers_of(value, f"{path}/{key}")
+
+
+def test_every_number_has_bounds():
+    """Without an upper one a plan may fill the memory before anything is refused."""
+    found = dict(numbers_of(SCHEMA))
+    assert len(found) > 30
+    for path, key in found.items():
+        upper = {"maximum", "exclusiveMaximum", "enum"} & set(key)
+        lower = {"minimum", "exclusiveMinimum", "enum"} & set(key)
+        assert upper, path
+        assert lower, path
+
+
+def test_a_key_that_a_file_gives_twice_is_named_with_its_lines(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("run: a\nmodels: &a\n  b: {c: 1, c: 2}\n  d: *a\nrun: b\n")
+    with pytest.raises(ConfigurationError) as caught:
+        refuse_repeated_keys([path])
+    assert str(caught.value).splitlines() == [
+        f"{path}, line 3: 'c' is given in line 3 already",
+        f"{path}, line 5: 'run' is given in line 1 already",
+    ]
+    refuse_repeated_keys(SHIPPED)
 
 
 def test_the_graphs_are_those_that_can_be_prepared():
@@ -480,7 +509,18 @@ FEATURES = {"graphs": ["digits"], "models": ["gcn"]}
             "for fine-tuning; got 0",
         ),
         ({"models": ["sage"]}, "models[0]: got 'sage'; allowed: gcn, agnn, gat"),
-        ({"max_drop": -1}, "max_drop: expected a number at least 0, got -1"),
+        (
+            {"max_drop": -1},
+            "max_drop: expected a number at least 0 and at most 100, got -1",
+        ),
+        (
+            {"candidate_bits": [4.0, 32]},
+            "candidate_bits[0]: expected `1`, `2`, `4`, `8`, `16`, `32`, got 4.0",
+        ),
+        (
+            {"seeds": 1001},
+            "seeds: expected an integer at least 1 and at most 1000, got 1001",
+        ),
     ],
 )
 def test_feature_bits_say_what_does_not_fit(config, settings, message):

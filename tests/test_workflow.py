@@ -233,6 +233,35 @@ def test_a_wrong_configuration_is_refused_in_words(checkout):
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: x\nmodels: {a: [1\n", "Config file is not valid JSON or YAML."),
+        ("", "Config file must be given as JSON or YAML with keys at top level."),
+        (
+            "- run\n",
+            "Config file must be given as JSON or YAML with keys at top level.",
+        ),
+        ("run: x\nrun: y\n", "line 2: 'run' is given in line 1 already"),
+        ("run: &a [*a]\n", "top level: expected at most 12 levels below each other"),
+        (
+            "run: !!python/object/apply:os.mkdir [executed]\n",
+            "Config file is not valid JSON or YAML.",
+        ),
+    ],
+    ids=["syntax", "empty", "list", "twice", "endless", "tag"],
+)
+def test_a_wrong_file_gets_one_message(checkout, text, message):
+    """The first three and the last are Snakemake's own, before the workflow is read."""
+    path = checkout / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    output = snakemake("-n", "--configfile", path.name, cwd=checkout, exit_status=1)
+    assert message in output
+    assert output.count("Error") == 1
+    assert "Traceback" not in output
+    assert not (checkout / "executed").exists(), "a tag is no code"
+
+
 def test_unknown_cells_have_no_rule(checkout):
     target = "results/default/runs/digits-sage-2x64-block3-s0to4.nc"
     text = snakemake("-n", target, cwd=checkout, exit_status=1)

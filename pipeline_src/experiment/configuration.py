@@ -6,13 +6,16 @@ that keeps everything, no run may be counted twice. Every message gives the key'
 path, what was expected and what came.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline_src.experiment.feature_plans import feature_plans
+from pipeline_src.experiment.method_keys import NOT_COMPRESSED, problems_of_methods
+from pipeline_src.experiment.plain_values import plain_values, repeated_keys
 from pipeline_src.experiment.plans import (
     byte_book_specs,
     capture_plans,
@@ -21,30 +24,11 @@ from pipeline_src.experiment.plans import (
 )
 from pipeline_src.experiment.schemas import fill_defaults, problems, remedy, shown
 
-# Keys of a method that say nothing under the other policies, which refuse them.
-KEYS_OF_POLICY = {
-    "full": (),
-    "exact": (
-        "bits",
-        "projection_ratio",
-        "rows_per_block",
-        "boundaries",
-        "max_block_size",
-    ),
-    "lean": (
-        "bits",
-        "layer_bits",
-        "projection_ratio",
-        "rows_per_block",
-        "boundaries",
-        "without",
-    ),
-    "pyg": ("bits", "technique", "memory_budget"),
-}
-NOT_COMPRESSED = 32  # bits where the key says nothing
-HOOK_BITS = (4, 8)
-# Lean without one of these ideas keeps copies that can be projected.
-COPYING = ("transposed_aggregation", "resident_input", "rebuilt_input")
+MAX_JOBS = 20_000  # of one section; more is a slip of the pen, and fills the memory
+MAX_LINES = 20  # of one message: a screen
+# The folder beside the runs' own that git keeps; a run of this name would write there.
+RESERVED_RUN = "published"
+_LISTS = ("graphs", "models", "methods")  # of an entry, which asks for their product
 
 
 class ConfigurationError(ValueError):
@@ -67,18 +51,24 @@ def checked_configuration(
     Raises:
         ConfigurationError: if anything is wrong, with a line for each problem.
     """
-    filled = _plain(config)
+    try:
+        filled = plain_values(config)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    if not isinstance(filled, dict):
+        _refuse([f"top level: expected a mapping, got {shown(filled)}"])
     # On the command line `--config compile=false` may arrive as text.
-    filled["compile"] = {"true": True, "false": False}.get(
-        str(filled.get("compile", "auto")).lower(), filled.get("compile", "auto")
-    )
+    if isinstance(word := filled.get("compile"), str):
+        filled["compile"] = {"true": True, "false": False}.get(word.lower(), word)
     _refuse(problems(filled, schema))
-    _refuse(list(_problems_of_methods(filled["methods"], schema)))
+    _refuse(list(_problems_of_text(filled)))
+    _refuse(list(problems_of_methods(filled["methods"], schema)))
     fill_defaults(filled, schema)
     for method in filled["methods"].values():
         method.setdefault("bits", NOT_COMPRESSED)
     filled["compile"] = str(filled["compile"]).lower()
     _refuse(list(_problems_of_names(filled)))
+    _refuse(list(_problems_of_size(filled)))
     plans: tuple[Callable[[dict[str, Any]], object], ...]
     plans = (run_specs, measurement_plans, capture_plans, byte_book_specs)
     for plan in (*plans, feature_plans):
@@ -89,92 +79,40 @@ def checked_configuration(
     return filled
 
 
-def _plain(value: Any) -> Any:
-    """A copy in dicts and lists, whatever the YAML reader's own mappings are."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def refuse_repeated_keys(paths: Iterable[str | Path]) -> None:
+    """Refuse configuration files in which a mapping gives a key twice.
+
+    Raises:
+        ConfigurationError: with a line for each, naming file and lines.
+    """
+    _refuse([line for path in paths for line in repeated_keys(path)])
 
 
 def _refuse(lines: list[str]) -> None:
+    if len(lines) > MAX_LINES:
+        more = len(lines) - MAX_LINES
+        lines = [*lines[:MAX_LINES], f"and {more} more"]
     if lines:
         raise ConfigurationError("\n".join(lines))
 
 
-def _problems_of_methods(methods: Mapping[str, Any], schema: Any) -> Iterator[str]:
-    keys = schema["$defs"]["method"]["properties"]
-    neutral = {
-        key: value["default"] for key, value in keys.items() if "default" in value
+def _problems_of_text(config: Mapping[str, Any]) -> Iterator[str]:
+    """Text that ends up in names of files, in tables and in figures."""
+    if config["run"] == RESERVED_RUN:
+        yield (
+            f"run: expected another name than {RESERVED_RUN!r}, because "
+            f"results/{RESERVED_RUN} holds what was published; got {RESERVED_RUN!r}"
+        )
+    texts = {
+        f"methods.{name}.label": method["label"]
+        for name, method in config["methods"].items()
     }
-    neutral["bits"] = NOT_COMPRESSED
-    for name, method in methods.items():
-        path, policy = f"methods.{name}", method["policy"]
-        for key, value in neutral.items():
-            if key not in KEYS_OF_POLICY[policy] and method.get(key, value) != value:
-                yield (
-                    f"{path}.{key}: means nothing with policy {policy}; "
-                    f"got {shown(method[key])}, leave it out"
-                )
-        if policy == "exact":
-            yield from _problems_of_exact(method, path)
-        elif policy == "lean":
-            yield from _problems_of_lean(method, path)
-        elif policy == "pyg":
-            yield from _problems_of_pyg(method, path)
-
-
-def _problems_of_exact(method: Mapping[str, Any], path: str) -> Iterator[str]:
-    if "bits" not in method:
-        yield f"{path}.bits: is missing; policy exact needs 1, 2, 4, 8 or 32"
-    elif method.get("boundaries") == "clipped_normal" and method["bits"] in (1, 32):
-        yield (
-            f"{path}.boundaries: clipped_normal moves the inner bin edges, and "
-            f"{method['bits']} bits have none; take 2, 4 or 8 bits, or even"
-        )
-
-
-def _problems_of_lean(method: Mapping[str, Any], path: str) -> Iterator[str]:
-    rows = method.get("rows_per_block", 1)
-    widths = method.get("layer_bits") or [method.get("bits")]
-    if method.get("layer_bits") and method.get("bits", NOT_COMPRESSED) != 32:
-        yield f"{path}.bits: layer_bits says the bits of each layer; leave one out"
-    elif widths == [None]:
-        yield f"{path}.bits: is missing; policy lean needs 1, 2, 4, 8 or 32"
-        return
-    for bits in widths:
-        if bits < 8 and rows % (8 // bits):
+    for path, text in {**texts, "data_mirror": config.get("data_mirror")}.items():
+        if text is not None and not text.isprintable():
             yield (
-                f"{path}.rows_per_block: expected a multiple of {8 // bits}, because a "
-                f"byte holds the {bits}-bit codes of as many rows; got {rows}"
+                f"{path}: expected one line of characters that can be printed, "
+                f"got {shown(text)}"
             )
-    projected = method.get("projection_ratio", 1) != 1
-    if projected and not set(method.get("without", ())) & set(COPYING):
-        yield (
-            f"{path}.projection_ratio: lean keeps nothing that could be projected "
-            f"unless `without` names one of {', '.join(COPYING)}"
-        )
-
-
-def _problems_of_pyg(method: Mapping[str, Any], path: str) -> Iterator[str]:
-    technique, bits = method.get("technique", "eager"), method.get("bits")
-    if technique == "quantized_hooks":
-        if bits not in HOOK_BITS:
-            yield (
-                f"{path}.bits: technique quantized_hooks needs one of {HOOK_BITS}, "
-                f"got {shown(bits)}"
-            )
-    elif bits not in (None, NOT_COMPRESSED):
-        yield (
-            f"{path}.bits: belongs to technique quantized_hooks, not to {technique}; "
-            "leave it out"
-        )
-    if technique != "budget" and method.get("memory_budget", 1) != 1:
-        yield (
-            f"{path}.memory_budget: belongs to technique budget, not to {technique}; "
-            "leave it out"
-        )
 
 
 def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
@@ -197,11 +135,48 @@ def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
                 yield from _unknown(
                     name, config["methods"], "methods", f"{path}.method"
                 )
-                if config["methods"].get(name, {}).get("bits") == 32:
+                method = config["methods"].get(name, {"policy": "exact", "bits": 1})
+                if method["policy"] != "exact" or method["bits"] == NOT_COMPRESSED:
                     yield (
                         f"{path}.method: {name!r} compresses nothing that could be "
-                        "observed; take a method of 1, 2, 4 or 8 bits"
+                        "observed; take a method with policy exact and 1, 2, 4 or 8 "
+                        "bits"
                     )
+    yield from _problems_of_labels(config)
+
+
+def _problems_of_labels(config: Mapping[str, Any]) -> Iterator[str]:
+    """Of methods in use: those of the default that are not asked for do not matter."""
+    used = {
+        name
+        for section in ("sweeps", "measurements", "captures", "byte_books")
+        for entry in config[section]
+        for name in (*entry.get("methods", ()), *filter(None, [entry.get("method")]))
+    }
+    first: dict[str, str] = {}
+    for name, method in config["methods"].items():
+        if name in used and (other := first.setdefault(method["label"], name)) != name:
+            yield (
+                f"methods.{name}.label: expected one of its own, because tables and "
+                f"figures know methods by their labels; got {shown(method['label'])}, "
+                f"the label of {other!r}"
+            )
+
+
+def _problems_of_size(config: Mapping[str, Any]) -> Iterator[str]:
+    """Counted before anything is listed: lists multiply, and so do blocks of seeds."""
+    for section in ("sweeps", "measurements", "captures", "byte_books", "feature_bits"):
+        jobs = 0
+        for entry in config[section]:
+            sizes = [len(entry[key]) for key in _LISTS if key in entry]
+            blocks = -(-entry.get("seeds", 1) // entry.get("seeds_per_job", 1))
+            jobs += math.prod(sizes) * blocks
+        if jobs > MAX_JOBS:
+            yield (
+                f"{section}: expected at most {MAX_JOBS} combinations of graph, model, "
+                f"method and block of seeds, got {jobs}; raise seeds_per_job or make "
+                "several runs"
+            )
 
 
 def _problems_of_byte_books(config: Mapping[str, Any]) -> Iterator[str]:

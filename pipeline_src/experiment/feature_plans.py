@@ -12,6 +12,7 @@ nothing. The Snakefile imports this module, so it stays light.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,11 +119,10 @@ def feature_plans(config: Mapping[str, Any]) -> list[FeaturePlan]:
         for graph in entry["graphs"]
         for model in entry["models"]
     ]
-    names = [plan.name for plan in plans]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(plan.name for plan in plans).items():
+        if count > 1:
             raise ValueError(
-                f"feature_bits: {name} occurs {names.count(name)} times; a graph and a"
+                f"feature_bits: {name} occurs {count} times; a graph and a"
                 " model may meet in one entry only, so merge the entries"
             )
     return plans

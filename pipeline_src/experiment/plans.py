@@ -6,6 +6,7 @@ same way.
 The Snakefile imports this module at every start, so it stays light.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -155,11 +156,11 @@ def byte_book_specs(config: Mapping[str, Any]) -> list[RunSpec]:
         for model in entry["models"]
         for method in entry["methods"]
     ]
-    names = [f"{spec.graph}-{spec.model.name}-{spec.method.name}" for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
+    rows = Counter((spec.graph, spec.model.name, spec.method.name) for spec in specs)
+    for row, count in rows.items():
+        if count > 1:
             raise ValueError(
-                f"byte_books: {name} occurs {names.count(name)} times; leave one out"
+                f"byte_books: {'-'.join(row)} occurs {count} times; leave one out"
             )
     return specs
 
@@ -205,9 +206,9 @@ def _difference(one: RunSpec, other: RunSpec) -> str:
 
 
 def _refuse_repeated_names(key: str, names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise ValueError(
-                f"{key}: {name} occurs {names.count(name)} times; a graph and a model "
+                f"{key}: {name} occurs {count} times; a graph and a model "
                 "may meet in one entry only, so merge the entries"
             )

@@ -22,6 +22,8 @@ from typing import Any
 import jsonschema
 import yaml
 
+MAX_CHOICES = 20  # named in one message
+MAX_INTEGER_BITS = 64  # Python refuses to print integers of many digits
 TYPE_WORDS = {
     "array": "a list",
     "boolean": "true or false",
@@ -35,8 +37,7 @@ TYPE_WORDS = {
 
 def problems(value: Any, schema: Mapping[str, Any]) -> list[str]:
     """One line for each breach of the schema, in the order of the paths."""
-    odd = _odd_key(value, "")
-    if odd:
+    if odd := _oddity(value, ""):
         return [odd]
     checker = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
         {
@@ -81,12 +82,17 @@ def remedy(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"allowed: {', '.join(known)}" if known else "there are none"
+    more = ", ..." if len(known) > MAX_CHOICES else ""
+    allowed = ", ".join(map(_word, known[:MAX_CHOICES]))
+    return f"allowed: {allowed}{more}" if known else "there are none"
 
 
 def shown(value: Any) -> str:
     """The value as YAML would show it, cut where it gets long."""
-    text = repr(value) if isinstance(value, str) else _yaml(value)
+    try:
+        text = repr(value) if isinstance(value, str) else _yaml(value)
+    except (ValueError, yaml.YAMLError):  # too many digits, or nothing YAML knows
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -106,6 +112,9 @@ def _lines(error: jsonschema.ValidationError) -> Iterator[str]:
             yield f"{path}: got {got}; allowed: {', '.join(allowed)}"
         case "type":
             yield f"{path}: expected {_expected(error.schema)}, got {got}{_hint(error)}"
+        case "maxLength":
+            longest = error.validator_value
+            yield f"{path}: expected at most {longest} characters, got {got}"
         case "minItems":
             yield f"{path}: expected at least {error.validator_value} entry, got none"
         case "uniqueItems":
@@ -135,6 +144,7 @@ def _expected(key: Mapping[str, Any]) -> str:
     bounds = {
         "minimum": "at least",
         "exclusiveMinimum": "above",
+        "maximum": "at most",
         "exclusiveMaximum": "below",
         "multipleOf": "a multiple of",
     }
@@ -156,18 +166,23 @@ def _hint(error: jsonschema.ValidationError) -> str:
     return ""
 
 
-def _odd_key(value: Any, path: str) -> str:
-    """The first key that is no text, as YAML allows but no key here is."""
+def _oddity(value: Any, path: str) -> str:
+    """The first thing that YAML allows and jsonschema cannot even print."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
                 return f"{path or 'top level'}: keys are text, got {shown(key)}"
-            if odd := _odd_key(item, _join(path, key)):
+            if odd := _oddity(item, _join(path, key)):
                 return odd
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            if odd := _odd_key(item, f"{path}[{index}]"):
+            if odd := _oddity(item, f"{path}[{index}]"):
                 return odd
+    elif isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
+        return (
+            f"{path or 'top level'}: expected an integer of at most "
+            f"{MAX_INTEGER_BITS} bits, got one of {value.bit_length()}"
+        )
     return ""
 
 
@@ -224,7 +239,12 @@ def _path(parts: Any) -> str:
 
 
 def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
+    return f"{path}.{_word(key)}" if path else _word(key)
+
+
+def _word(key: str) -> str:
+    """The key as it stands; in quotes, with escapes, if it could tear a line apart."""
+    return key if re.fullmatch(r"[\w-]{1,60}", key) else shown(key)
 
 
 def _yaml(value: Any) -> str:

@@ -17,6 +17,7 @@ from pipeline_src.experiment.configuration import (
     ConfigurationError,
     checked_configuration,
     read_schema,
+    refuse_repeated_keys,
 )
 from pipeline_src.experiment.feature_plans import feature_plans
 from pipeline_src.experiment.plans import (
@@ -40,6 +41,7 @@ for name, folder in {"PATH": Path(sys.executable).parent, "PYTHONPATH": ROOT}.it
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
 
 try:
+    refuse_repeated_keys([*workflow.configfiles, *workflow.overwrite_configfiles])
     CONFIG = checked_configuration(
         config, read_schema(ROOT / "workflow" / "schemas" / "config.schema.yaml")
     )
