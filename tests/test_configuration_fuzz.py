@@ -130,11 +130,29 @@ def places(value, path=()):
             yield from places(item, (*path, key))
 
 
+def similar(value):
+    """Values of the same type, which may be right in another place."""
+    match value:
+        case bool():
+            return st.booleans()
+        case int() | float():
+            return st.sampled_from([1, 2, 3, 4, 8, 32, 64, 0.01, 0.5])
+        case str():
+            names = ("digits", "cora", "fp32", "exact", "lean", "sage-2x64", "even")
+            return st.sampled_from(names)
+        case list():
+            return st.permutations(value).map(lambda items: items[:2])
+    return st.just(value)
+
+
+FAULTS = ["replace", "delete", "add", "repeat", "swap", "nudge", "nudge", "nudge"]
+
+
 @st.composite
 def broken(draw):
-    """A configuration with one to three faults."""
+    """A configuration with one or two faults."""
     config = copy.deepcopy(draw(st.sampled_from(SHIPPED) | drawn(SCHEMA)))
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.integers(1, 2))):
         sound = list(places(config))
         if not sound:
             break
@@ -142,17 +160,17 @@ def broken(draw):
         target = config
         for key in parents:
             target = target[key]
-        match draw(st.sampled_from(["replace", "delete", "add", "repeat", "swap"])):
+        match draw(st.sampled_from(FAULTS)):
             case "replace":
                 target[last] = draw(hostile)
                 break  # what hangs below may have no end
             case "delete":
                 del target[last]
             case "add" if isinstance(target, dict):
-                target[draw(st.sampled_from(HOSTILE_TEXT) | st.integers())] = draw(
-                    hostile
-                )
-                break
+                keys = st.sampled_from(HOSTILE_TEXT) | st.integers()
+                target |= dict.fromkeys(draw(st.sets(keys, min_size=3, max_size=3)), 1)
+            case "nudge":
+                target[last] = draw(similar(target[last]))
             case "repeat" if isinstance(target, list):
                 target.append(copy.deepcopy(target[last]))
             case _:
@@ -211,6 +229,8 @@ def plans_or_message(config):
     features: list[FeaturePlan] = feature_plans(filled)
     for plan in (*runs, *measured, *captured, *booked, *features):
         check_values(plan, "")
+    asked = max((sweep["seeds"] for sweep in filled["sweeps"]), default=0)
+    assert {seed for spec in runs for seed in spec.seeds} == set(range(asked))
     networks = [
         part.name for plan in features for part in (plan.selection, *plan.blocks)
     ]
