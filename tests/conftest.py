@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkouts import copy_repository
 from hypothesis import settings
 
 # As in workflow/rules/common.smk: a kernel compiled once is not compiled again.
@@ -21,6 +22,14 @@ settings.load_profile("patient")
 def rng() -> np.random.Generator:
     """Random numbers, the same in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the repository without results, for plans alone."""
+    folder = tmp_path_factory.mktemp("checkout")
+    copy_repository(folder)
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -153,7 +153,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "experiment.tables.table",
         },
     ),
-    "experiment.checks": (TABLES, set()),
+    "experiment.checks": (TABLES, {"experiment.mixed_versions"}),
+    "experiment.mixed_versions": (set(), set()),
     "experiment.report": ({"jinja2"} | TABLES, set()),
     "figures": ({"matplotlib", "plotnine"} | TABLES, {"figures"}),
 }

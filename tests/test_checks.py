@@ -162,9 +162,26 @@ def test_guessing_passes_the_bound_once_in_a_million_at_most(share, nodes):
 
 def test_what_was_checked_is_listed(sound):
     text = describe_checks(sound)
-    assert len(text.splitlines()) == 6
+    assert len(text.splitlines()) == 7
     assert "27 runs" in text
     assert "9 measurements" in text
+    assert "made by the same versions of Python and packages" in text
+
+
+def test_records_of_different_versions_are_told_apart(sound, tmp_path, capsys):
+    """Nothing else notices an updated package; the results may still be right."""
+    made_by = [json.loads(text) for text in sound["provenance"].values]
+    for record in made_by:
+        record["versions"] = {"torch": "2.13.0", "numpy": "2.4.6"}
+    for record in made_by[:3]:
+        record["versions"] = {"torch": "2.11.0", "numpy": "2.4.6"}
+    texts = np.asarray([json.dumps(record) for record in made_by])
+    several = sound.isel(measurement=[]).assign_coords(provenance=("run", texts))
+    assert "torch 2.11.0 (3), 2.13.0 (24); to make all" in describe_checks(several)
+    assert "numpy" not in describe_checks(several)
+    write_dataset(several, tmp_path / "runs.nc")
+    runpy.run_path(str(SCRIPT))["main"](tmp_path / "runs.nc", tmp_path / "checks.txt")
+    assert "different versions: torch 2.11.0 (3), 2.13.0" in capsys.readouterr().err
 
 
 def test_the_script_fails_on_a_problem_and_writes_nothing(sound, tmp_path):

@@ -86,6 +86,25 @@ def test_the_collected_dataset_is_the_hand_written_one(tmp_path):
     xr.testing.assert_identical(read_dataset(tmp_path / "runs.nc"), collected)
 
 
+def test_labels_are_given_where_records_meet(tmp_path):
+    """So that a new label trains nothing again; without one, the record's own holds."""
+    runs, measurements = write_made_up(tmp_path)
+    collected = collect_runs(runs, measurements, {"fp32": "full precision"})
+    plain = collect_runs(runs, measurements)
+    for prefix in ("", "measurement_"):
+        labels = dict(
+            zip(
+                collected[f"{prefix}method"].values,
+                collected[f"{prefix}label"].values,
+                strict=True,
+            )
+        )
+        assert labels.pop("fp32") == "full precision"
+        assert set(labels.values()) < set(plain[f"{prefix}label"].values)
+        specs = map(json.loads, collected[f"{prefix}spec"].values)
+        assert "full precision" in {spec["method"]["label"] for spec in specs}
+
+
 @pytest.mark.parametrize("kind", ["runs only", "measurements only"])
 def test_a_configuration_may_lack_runs_or_measurements(tmp_path, kind):
     runs, measurements = write_made_up(tmp_path)

@@ -350,6 +350,8 @@ def test_byte_books_count_from_shapes(tmp_path):
     assert rows["saved_mib"].tolist() == pytest.approx([16_481, 447], abs=1)
     assert rows["compression_ratio"].tolist() == pytest.approx([1, 16_481 / 447], 0.01)
     assert (rows["saved_with_loss_mib"] > rows["saved_mib"]).all()
+    relabelled = byte_books_table(specs, {"exact": "mine"}).values
+    assert relabelled["method"].tolist() == ["FP32", "mine"]
 
 
 FEATURE_COLUMNS = (

@@ -27,6 +27,8 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
+from pipeline_src.experiment.mixed_versions import describe_versions
+
 ALLOCATION = 512  # bytes; what an allocation is rounded up to (CUDA's allocator)
 TENSORS_PER_LAYER = 3  # compressed at most: input, aggregated input, batch-norm input
 BOUND = ("full", "exact", "lean")  # policies whose memory is bounded by these checks
@@ -79,8 +81,15 @@ def describe_checks(runs: xr.Dataset) -> str:
             " rise with rows per block, and falls where it must",
             f"{num_runs} runs and {num_measured} measurements: no compressed method"
             " keeps more than FP32",
+            describe_versions(provenances(runs)),
         ]
     )
+
+
+def provenances(runs: xr.Dataset) -> list[str]:
+    """What made each run and each measurement, as JSON."""
+    names = ("provenance", "measurement_provenance")
+    return [str(text) for name in names for text in runs[name].values]
 
 
 def chance_bound(chance_accuracy: float, num_test_nodes: int) -> float:

@@ -6,7 +6,7 @@ axis per setting; what a run was asked to do stands beside it as coordinates.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,9 +43,14 @@ GRAPH_COORDS = {
 
 
 def collect_runs(
-    run_paths: Sequence[FilePath], measurement_paths: Sequence[FilePath] = ()
+    run_paths: Sequence[FilePath],
+    measurement_paths: Sequence[FilePath] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
     """Join run and measurement records into one tidy dataset, in the order given.
+
+    `labels` gives methods, by their names, the labels of tables and figures; where it
+    is silent those of the records hold.
 
     Dims: ``run`` (cell x seed), ``epoch`` (the longest run; shorter ones end in NaN),
     ``measurement`` (graph x model x method) and ``repeat``. Settings are coordinates
@@ -55,12 +60,13 @@ def collect_runs(
     Raises:
         OSError: if records are damaged, naming each and how to make it again.
     """
-    runs = _join_runs(read_datasets(run_paths))
-    measured = _join_measurements(read_datasets(measurement_paths))
+    labels = labels or {}
+    runs = _join_runs(read_datasets(run_paths), labels)
+    measured = _join_measurements(read_datasets(measurement_paths), labels)
     return runs.merge(measured, join="exact", combine_attrs="no_conflicts")
 
 
-def _join_runs(records: list[xr.Dataset]) -> xr.Dataset:
+def _join_runs(records: list[xr.Dataset], labels: Mapping[str, str]) -> xr.Dataset:
     num_epochs = max((record.sizes["epoch"] for record in records), default=0)
     rows = [(record, index) for record in records for index in range(record.seed.size)]
     variables: dict[str, Any] = {}
@@ -72,7 +78,7 @@ def _join_runs(records: list[xr.Dataset]) -> xr.Dataset:
         for curve, (record, index) in zip(curves, rows, strict=True):
             curve[: record.sizes["epoch"]] = record[name].values[index]
         variables[name] = (("run", "epoch"), curves, attributes(*meaning))
-    specs = [json.loads(record.attrs["spec"]) for record, _ in rows]
+    specs = [_labelled(json.loads(record.attrs["spec"]), labels) for record, _ in rows]
     coords = _setting_coords(specs, "run", prefix="")
     coords["seed"] = (
         "run",
@@ -85,7 +91,9 @@ def _join_runs(records: list[xr.Dataset]) -> xr.Dataset:
     return xr.Dataset(variables, coords)
 
 
-def _join_measurements(records: list[xr.Dataset]) -> xr.Dataset:
+def _join_measurements(
+    records: list[xr.Dataset], labels: Mapping[str, str]
+) -> xr.Dataset:
     num_repeats = max((record.sizes["repeat"] for record in records), default=0)
     rows = [
         (record, index) for record in records for index in range(record.method.size)
@@ -106,7 +114,10 @@ def _join_measurements(records: list[xr.Dataset]) -> xr.Dataset:
         times,
         attributes(EPOCH_TIME[0], f"{EPOCH_TIME[1]}, measured alone"),
     )
-    specs = [json.loads(record.attrs["specs"])[index] for record, index in rows]
+    specs = [
+        _labelled(json.loads(record.attrs["specs"])[index], labels)
+        for record, index in rows
+    ]
     coords = _setting_coords(specs, "measurement", prefix="measurement_")
     coords["measurement_provenance"] = text_coord(
         "measurement",
@@ -114,6 +125,12 @@ def _join_measurements(records: list[xr.Dataset]) -> xr.Dataset:
         "provenance as JSON",
     )
     return xr.Dataset(variables, coords)
+
+
+def _labelled(spec: dict[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
+    method = spec["method"]
+    label = labels.get(method["name"], method["label"])
+    return {**spec, "method": {**method, "label": label}}
 
 
 def _setting_coords(

@@ -10,8 +10,9 @@ values, so cells never renumber when others are added.
     >>> RunSpec("digits", model, method, training, (0, 1, 2)).cell
     'digits-sage-2x64-block64-s0to2'
 
-Device and compilation are part of a RunSpec, but never of the text that decides
-whether a run is repeated (`to_params`): a run stays valid on another machine.
+Device, compilation and a method's label are part of a RunSpec, but never of the text
+that decides whether a run is repeated (`to_params`): a run stays valid on another
+machine and under another label, which is given when records are collected.
 """
 
 import hashlib
@@ -130,15 +131,20 @@ class RunSpec:
         )
 
     def to_params(self) -> str:
-        """The part that decides a record, as JSON text: no device, no compilation."""
+        """What decides a record, as JSON text: no label, device or compilation."""
         values = self.to_json()
-        del values["device"], values["compile"]
+        del values["device"], values["compile"], values["method"]["label"]
         return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_params(cls, text: str, *, device: str, compile: str) -> "RunSpec":
-        """The inverse of `to_params`, completed by what the job itself knows."""
-        return cls.from_json({**json.loads(text), "device": device, "compile": compile})
+        """The inverse of `to_params`, completed by what the job itself knows.
+
+        The method is labelled by its name.
+        """
+        values = json.loads(text)
+        values["method"]["label"] = values["method"]["name"]
+        return cls.from_json({**values, "device": device, "compile": compile})
 
 
 def source_digest(paths: Iterable[str | Path]) -> str:

@@ -57,6 +57,7 @@ CELLS = {spec.cell: spec for spec in run_specs(CONFIG)}
 MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
 CAPTURES = {plan.name: plan for plan in capture_plans(CONFIG)}
 BYTE_BOOKS = byte_book_specs(CONFIG)
+LABELS = {name: method["label"] for name, method in CONFIG["methods"].items()}
 KERNELS = CONFIG["kernels"] or {}
 FEATURES = {plan.name: plan for plan in feature_plans(CONFIG)}
 # Blocks of networks, and the plan of each; bits are measured on those of fresh seeds.
@@ -112,12 +113,14 @@ wildcard_constraints:
 
 
 def sources(rule):
-    """The library's files behind a rule's script, relative to the working folder.
+    """A rule's script and the library's files behind it, relative to the working folder.
 
-    Relative, because Snakemake would run everything again if the checkout moved.
+    Relative, because Snakemake would run everything again if the checkout moved. As
+    inputs they count by content; what Snakemake calls code, a script, counts by date.
     """
     script = ROOT / "workflow" / "scripts" / f"{rule}.py"
-    return [os.path.relpath(path) for path in imported_sources(script, ROOT)]
+    files = [script, *imported_sources(script, ROOT)]
+    return [os.path.relpath(path) for path in files]
 
 
 def tables(names):

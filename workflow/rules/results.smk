@@ -10,6 +10,8 @@ rule collect_runs:
     localrule: True
     conda:
         "../../environment.yml"
+    params:
+        labels=LABELS,  # here and not in a run: a new label trains nothing again
     script:
         "../scripts/collect_runs.py"
 
@@ -61,6 +63,7 @@ rule write_byte_books:
         "../../environment.yml"
     params:
         specs=specs_of_byte_books,
+        labels=LABELS,
     script:
         "../scripts/write_byte_books.py"
 

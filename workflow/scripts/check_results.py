@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline_src.experiment import checks, records
 from pipeline_src.experiment.job_log import job_log
+from pipeline_src.experiment.mixed_versions import mixed_versions
 from pipeline_src.whole_files import write_whole
 
 
@@ -16,6 +17,9 @@ def main(runs_path: Path, report_path: Path) -> None:
         text = "\n".join(problems)
         logging.error("%s impossible results:\n%s", len(problems), text)
         sys.exit(f"{runs_path} holds {len(problems)} impossible results:\n{text}")
+    if mixed := mixed_versions(checks.provenances(runs)):
+        # Not in the log alone: nothing else tells that packages have changed.
+        print(f"Warning: different versions: {'; '.join(mixed)}", file=sys.stderr)
     write_whole(report_path, checks.describe_checks(runs) + "\n")
 
 

@@ -7,8 +7,13 @@ from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.records import write_dataset
 
 
-def main(run_paths: list[Path], measurement_paths: list[Path], runs_path: Path) -> None:
-    write_dataset(collect_runs(run_paths, measurement_paths), runs_path)
+def main(
+    run_paths: list[Path],
+    measurement_paths: list[Path],
+    labels: dict[str, str],
+    runs_path: Path,
+) -> None:
+    write_dataset(collect_runs(run_paths, measurement_paths, labels), runs_path)
 
 
 if __name__ == "__main__":
@@ -16,5 +21,6 @@ if __name__ == "__main__":
         main(
             [Path(path) for path in snakemake.input.get("runs", [])],
             [Path(path) for path in snakemake.input.get("measurements", [])],
+            snakemake.params.labels,
             Path(snakemake.output.runs),
         )

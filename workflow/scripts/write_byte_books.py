@@ -9,8 +9,10 @@ from pipeline_src.experiment.tables.table import to_csv, to_markdown
 from pipeline_src.whole_files import write_whole
 
 
-def main(specs: list[RunSpec], markdown_path: Path, csv_path: Path) -> None:
-    table = byte_books_table(specs)
+def main(
+    specs: list[RunSpec], labels: dict[str, str], markdown_path: Path, csv_path: Path
+) -> None:
+    table = byte_books_table(specs, labels)
     write_whole(markdown_path, to_markdown(table))
     write_whole(csv_path, to_csv(table))
 
@@ -22,6 +24,7 @@ if __name__ == "__main__":
                 RunSpec.from_params(text, device="auto", compile="auto")
                 for text in snakemake.params.specs
             ],
+            snakemake.params.labels,
             Path(snakemake.output.byte_books_md),
             Path(snakemake.output.byte_books_csv),
         )

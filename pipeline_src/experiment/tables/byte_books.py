@@ -1,6 +1,6 @@
 """What methods would keep on graphs of known size, counted and not measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -21,9 +21,13 @@ _COLUMNS = ["graph", "model", "method", "num_nodes", "saved_mib"]
 _COLUMNS += ["saved_with_loss_mib", "compression_ratio"]
 
 
-def byte_books_table(specs: Sequence[RunSpec]) -> Table:
-    """One row per specification, in their order."""
-    values = pd.DataFrame([_row(spec) for spec in specs], columns=_COLUMNS)
+def byte_books_table(
+    specs: Sequence[RunSpec], labels: Mapping[str, str] | None = None
+) -> Table:
+    """One row per specification, in their order; labels of methods by their names."""
+    values = pd.DataFrame(
+        [_row(spec, labels or {}) for spec in specs], columns=_COLUMNS
+    )
     shown = values[["graph", "model", "method"]].copy()
     shown["nodes"] = text_column(values["num_nodes"], "{:,.0f}")
     shown["saved [MiB]"] = values["saved_mib"].map(mebibytes)
@@ -40,7 +44,7 @@ def byte_books_table(specs: Sequence[RunSpec]) -> Table:
     )
 
 
-def _row(spec: RunSpec) -> tuple[Any, ...]:
+def _row(spec: RunSpec, labels: Mapping[str, str]) -> tuple[Any, ...]:
     sizes = GRAPH_SIZES[spec.graph]
     counts = sizes.num_nodes, sizes.num_features, sizes.num_classes, sizes.num_train
     loss = spec.training.loss
@@ -48,7 +52,7 @@ def _row(spec: RunSpec) -> tuple[Any, ...]:
     return (
         spec.graph,
         spec.model.name,
-        spec.method.label,
+        labels.get(spec.method.name, spec.method.label),
         sizes.num_nodes,
         saved / MIB,
         saved_bytes_with_loss(spec.model, spec.method, *counts, loss) / MIB,
