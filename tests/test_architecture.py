@@ -264,6 +264,28 @@ def test_packages_export_nothing():
         assert all(isinstance(node, ast.Expr) for node in statements), path
 
 
+EXECUTES = {
+    *("eval", "exec", "__import__", "os.system", "os.popen", "pickle.load"),
+    *("pickle.loads", "torch.load", "yaml.load", "yaml.full_load", "yaml.unsafe_load"),
+    *("shutil.unpack_archive", "runpy.run_path", "subprocess.run", "subprocess.Popen"),
+}
+
+
+@pytest.mark.parametrize(
+    "path", [*MODULES.values(), *SCRIPTS.glob("*.py")], ids=lambda path: path.stem
+)
+def test_what_is_read_is_never_executed(path):
+    """No call that could run what a file says, and no array that may hold objects."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in EXECUTES, f"{path.name}:{node.lineno} calls {called}"
+            assert not called.endswith((".extractall", ".extract")), path.name
+            if called == "np.load":
+                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert given.get("allow_pickle") == "False", f"{path.name}: np.load"
+
+
 def test_imports_form_no_cycle():
     edges = {name: imports(path)[1] - {name} for name, path in MODULES.items()}
     while leaves := {name for name, needs in edges.items() if not needs}:

@@ -115,6 +115,20 @@ def test_a_configuration_may_lack_runs_or_measurements(tmp_path, kind):
     assert collected.sizes["run"] == (12 if kind == "runs only" else 0)
 
 
+def test_names_in_a_record_are_text_and_no_paths(tmp_path):
+    """A record from elsewhere that calls its graph and method after files outside."""
+    folder = tmp_path / "in" / "ner"
+    spec = made_up_spec("fp32", graph="../../outside", seeds=[0])
+    spec["method"]["name"] = "/outside"
+    record = run_record(json.dumps(spec), {}, [0], {"test_accuracy": 0.5}, {})
+    write_dataset(record, folder / "record.nc")
+    collected = collect_runs([folder / "record.nc"])
+    write_dataset(collected, folder / "runs.nc")
+    assert collected["graph"].values.tolist() == ["../../outside"]
+    files = {path.name for path in tmp_path.rglob("*")}
+    assert files == {"in", "ner", "record.nc", "runs.nc"}
+
+
 def test_known_sizes_and_lists_stand_beside_what_was_measured(tmp_path):
     record = made_up_benchmark(methods=("lean2", "lean2-no-resident-input"))
     write_dataset(record, tmp_path / "m.nc")

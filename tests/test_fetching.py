@@ -1,6 +1,8 @@
 """Fetching from public addresses and mirrors: everything, verified, or nothing."""
 
 import hashlib
+import os
+import stat
 import threading
 import zipfile
 from dataclasses import replace
@@ -235,6 +237,56 @@ def test_an_archive_that_reaches_outside_is_refused(arxiv_archive, target, name)
         file.writestr(name, "planted")
     with pytest.raises(FetchError, match=r"holds the member .* outside its folder"):
         fetch_graph("ogbn_arxiv", target)
+    assert_nothing_left(target)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFBLK, stat.S_IFIFO])
+def test_a_link_or_device_of_an_archive_becomes_a_file(arxiv_archive, target, kind):
+    """A wanted member that is a link to a file outside: its text, not its target."""
+    with zipfile.ZipFile(arxiv_archive) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["arxiv/raw/edge.csv.gz"] = b"/etc/passwd"
+    with zipfile.ZipFile(arxiv_archive, "w") as archive:
+        for name, content in members.items():
+            member = zipfile.ZipInfo(name)
+            member.external_attr = (kind | 0o777) << 16
+            archive.writestr(member, content)
+    fetch_graph("ogbn_arxiv", target)
+    paths = [path for path in target.rglob("*") if not path.is_dir()]
+    assert all(stat.S_ISREG(path.lstat().st_mode) for path in paths)
+    assert (target / "raw" / "edge.csv.gz").read_bytes() == b"/etc/passwd"
+    with pytest.raises(ValueError, match="does not hold sound raw files"):
+        read_raw_graph("ogbn_arxiv", target)
+
+
+@pytest.mark.parametrize("kind", ["archive", "address", "folder"])
+def test_a_file_without_end_is_given_up(
+    arxiv_archive, server, target, monkeypatch, kind
+):
+    """A megabyte of zeros that the archive holds in a thousandth of it."""
+    address, served = server
+    zeros = served / "ogbn_arxiv" / "raw" / "edge.csv.gz"
+    zeros.parent.mkdir(parents=True)
+    zeros.write_bytes(bytes(1 << 20))
+    with zipfile.ZipFile(arxiv_archive, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(zeros, "arxiv/raw/edge.csv.gz")
+    assert arxiv_archive.stat().st_size < 2000
+    monkeypatch.setattr(fetching, "MAX_BYTES", 100_000)
+    mirror = {"archive": None, "address": address, "folder": str(served)}[kind]
+    with pytest.raises(FetchError, match=r"edge\.csv\.gz: expected at most 100000 byt"):
+        fetch_graph("ogbn_arxiv", target, mirror)
+    assert_nothing_left(target)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_device_on_a_mirror_is_not_read(server, target, make):
+    """Reading either would never end."""
+    _, served = server
+    write_flickr(served / "Flickr")
+    (served / "Flickr" / "raw" / "feats.npy").unlink()
+    make(served / "Flickr" / "raw" / "feats.npy")
+    with pytest.raises(FetchError, match=r"feats\.npy: expected a file with an end"):
+        fetch_graph("Flickr", target, str(served))
     assert_nothing_left(target)
 
 

@@ -120,6 +120,38 @@ def test_pickled_objects_in_a_file_are_not_loaded(tmp_path):
         read_graph(path)
 
 
+@pytest.mark.parametrize(
+    "shape", [b"(99999999, 9999999999)", b"(2**62, 2)", b"(-20, -2)"]
+)
+def test_a_made_up_shape_is_refused(tmp_path, shape):
+    """With a sound checksum: NumPy would ask for more memory than there is."""
+    path = tmp_path / "graph.npz"
+    write_graph(synthetic_graph(num_nodes=20, num_edges=40, num_features=2), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    content = members["features.npy"]
+    start = content.index(b"(20, 2)")
+    longer = content[:start] + shape + content[start + len(b"(20, 2)") :]
+    surplus = len(shape) - len(b"(20, 2)")
+    members["features.npy"] = longer.replace(b" " * surplus + b"\n", b"\n", 1)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    with pytest.raises(ValueError, match="is not a sound prepared graph"):
+        read_graph(path)
+
+
+def test_a_file_that_unpacks_to_more_than_any_graph_is_not_unpacked(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "graph.npz"
+    np.savez_compressed(path, features=np.zeros((1000, 1000), np.float32))
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr(graph_files, "MAX_ARRAY_BYTES", 1_000_000)
+    with pytest.raises(ValueError, match="at most 1000000 bytes, got 4000128"):
+        read_graph(path)
+
+
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_graph(tmp_path / "graph.npz")

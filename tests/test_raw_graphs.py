@@ -1,5 +1,6 @@
 """Readers of raw files against the loaders of torch_geometric and ogb."""
 
+import gzip
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from raw_archives import (
     write_planetoid,
 )
 
+from pipeline_src.gnn import graph_files, raw_graphs
 from pipeline_src.gnn.graph_files import read_graph, write_graph
 from pipeline_src.gnn.graphs import Graph
 from pipeline_src.gnn.plain_pickles import read_plain_pickle
@@ -276,6 +278,38 @@ def test_damaged_raw_files_are_named_with_a_way_out(tmp_path, graph):
         with pytest.raises((FileNotFoundError, ValueError)):
             read_raw_graph(graph, folder)
         file.write_bytes(content)
+
+
+def test_raw_files_that_unpack_without_end_are_refused(tmp_path, monkeypatch):
+    write_ogbn_arxiv(tmp_path / "arxiv")
+    path = tmp_path / "arxiv" / "raw" / "node-feat.csv.gz"
+    path.write_bytes(gzip.compress(b"0\n" * 500_000))
+    assert path.stat().st_size < 5_000
+    monkeypatch.setattr(raw_graphs, "MAX_TEXT_BYTES", 100_000)
+    with pytest.raises(ValueError, match="unpacks to more than 100000 bytes"):
+        read_raw_graph("ogbn_arxiv", tmp_path / "arxiv")
+    for graph in ("photo", "flickr"):
+        WRITERS[graph](tmp_path / graph)
+        monkeypatch.setattr(graph_files, "MAX_ARRAY_BYTES", 1000)
+        with pytest.raises(ValueError, match="arrays of at most 1000 bytes, got"):
+            read_raw_graph(graph, tmp_path / graph)
+
+
+@pytest.mark.parametrize("graph", ["photo", "flickr"])
+def test_pickled_objects_in_raw_arrays_are_not_loaded(tmp_path, graph):
+    """In the place of labels and of features: nothing executes."""
+    WRITERS[graph](tmp_path)
+    marker = tmp_path / "executed"
+    objects = np.array([Malicious(marker)], dtype=object)
+    if graph == "flickr":
+        np.save(tmp_path / "raw" / "feats.npy", objects)
+    else:
+        with np.load(tmp_path / "raw" / "photo.npz") as file:
+            arrays = {name: file[name] for name in file.files if name != "class_names"}
+        np.savez(tmp_path / "raw" / "photo.npz", **(arrays | {"labels": objects}))
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
+        read_raw_graph(graph, tmp_path)
+    assert not marker.exists()
 
 
 def test_arrays_of_unequal_length_are_refused(tmp_path):

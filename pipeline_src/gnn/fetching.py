@@ -22,7 +22,6 @@ resources/raw is another one's mirror. Files from a mirror are verified alike.
 import errno
 import hashlib
 import http.client
-import shutil
 import struct
 import tempfile
 import urllib.error
@@ -32,7 +31,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from pipeline_src.gnn.raw_sources import RAW_SOURCES, RawFile, RawSource
 
@@ -40,6 +39,7 @@ TIMEOUT = 60  # seconds without a byte
 PIECE = 1 << 20  # bytes read at once
 SCRATCH = ".tmp"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+MAX_BYTES = 1 << 32  # of one raw file; the largest, Flickr's features, have 0.4 GB
 # What reading a damaged zip archive can raise.
 ZIP_DAMAGE = (
     EOFError,
@@ -100,9 +100,13 @@ def _copy(origin: str, complete: Path, file: RawFile) -> None:
     if origin.startswith(("http://", "https://")):
         _download(origin, complete / file.path)
         return
+    if Path(origin).exists() and not Path(origin).is_file():
+        raise FetchError(
+            f"{origin}: expected a file with an end, got a device or folder"
+        )
     try:
-        with _disk_errors(complete / file.path):
-            shutil.copyfile(origin, complete / file.path)
+        with Path(origin).open("rb") as content:
+            _write_bounded(content, complete / file.path, origin)
     except OSError as error:
         raise FetchError(
             f"the mirror does not give {origin} ({error.strerror}); its layout is "
@@ -115,14 +119,27 @@ def _download(url: str, path: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "pipeline-src"})
     with _network_errors(url), urllib.request.urlopen(request, timeout=TIMEOUT) as body:
         announced = body.headers.get("Content-Length")
-        with _disk_errors(path), path.open("wb") as file:
-            shutil.copyfileobj(body, file, PIECE)
+        _write_bounded(body, path, url)
     received = path.stat().st_size
     if announced is not None and received != int(announced):
         raise FetchError(
             f"truncated download of {url}: expected {announced} bytes, "
             f"got {received}; run snakemake again"
         )
+
+
+def _write_bounded(content: IO[bytes], path: Path, origin: str) -> None:
+    """Copy a stream into a file, and stop where no published file goes on."""
+    received = 0
+    with _disk_errors(path), path.open("wb") as file:
+        while piece := content.read(PIECE):
+            received += len(piece)
+            if received > MAX_BYTES:
+                raise FetchError(
+                    f"{origin}: expected at most {MAX_BYTES} bytes, got more: it is "
+                    "not the published file"
+                )
+            file.write(piece)
 
 
 @contextmanager
@@ -170,12 +187,10 @@ def _unpack(archive: Path, source: RawSource, complete: Path) -> None:
                         "outside its folder: the archive is not the published one"
                     )
             for file in source.files:
-                with (
-                    members.open(f"{source.archive_folder}/{file.path}") as member,
-                    _disk_errors(complete / file.path),
-                    (complete / file.path).open("wb") as target,
-                ):
-                    shutil.copyfileobj(member, target, PIECE)
+                name = f"{source.archive_folder}/{file.path}"
+                # Its bytes alone: a link or a device of the archive becomes a file.
+                with members.open(name) as member:
+                    _write_bounded(member, complete / file.path, name)
     except KeyError as error:
         raise FetchError(
             f"{source.archive} lacks a file: {error.args[0]}; expected "

@@ -17,9 +17,11 @@ from torch import Tensor
 from pipeline_src.gnn.graphs import Adjacency, Graph, check_graph
 from pipeline_src.whole_files import written_whole
 
+MAX_ARRAY_BYTES = 1 << 36  # of all arrays of a file; no graph here comes near
 # What reading a damaged archive of arrays can raise.
 DAMAGE = (
     EOFError,
+    MemoryError,  # a shape that was made up
     OSError,
     RuntimeError,
     TypeError,
@@ -50,6 +52,7 @@ def read_graph(path: str | Path) -> Graph:
         ValueError: if the file is damaged, of another layout, or contradicts itself.
     """
     try:
+        refuse_large_archive(path)
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
@@ -65,6 +68,20 @@ def read_graph(path: str | Path) -> Graph:
             "Delete it and run snakemake again to prepare it anew."
         ) from error
     return graph
+
+
+def refuse_large_archive(path: str | Path) -> None:
+    """Refuse an .npz that unpacks to more than any graph has, before it unpacks.
+
+    Raises:
+        ValueError: naming the bytes; zipfile reads no more of a member than it says.
+    """
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > MAX_ARRAY_BYTES:
+        raise ValueError(
+            f"expected arrays of at most {MAX_ARRAY_BYTES} bytes, got {unpacked}"
+        )
 
 
 def _arrays_from_graph(graph: Graph) -> dict[str, np.ndarray]:

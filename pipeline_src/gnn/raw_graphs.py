@@ -14,6 +14,7 @@ Decisions:
   is taken as shipped.
 """
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +25,15 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from pipeline_src.gnn.graph_files import DAMAGE
+from pipeline_src.gnn.graph_files import DAMAGE, refuse_large_archive
 from pipeline_src.gnn.graphs import Graph, adjacency_from_edges, check_graph
 from pipeline_src.gnn.plain_pickles import read_plain_pickle
 from pipeline_src.gnn.splits import index_tensor, stratified_split
 
 PLANETOID_VALIDATION = 500  # nodes after the training nodes, in the public split
 SPLIT_SEED = 0
+PIECE = 1 << 20  # bytes read at once
+MAX_TEXT_BYTES = 1 << 32  # of one table; ogbn-arxiv's features have 128 columns
 
 
 def read_raw_graph(graph: str, folder: str | Path) -> Graph:
@@ -106,6 +109,7 @@ def read_gnn_benchmark(graph: str, folder: Path) -> Graph:
     only its numeric arrays are touched.
     """
     (path,) = (folder / "raw").glob("*.npz")
+    refuse_large_archive(path)
     with np.load(path, allow_pickle=False) as file:
         edges, words = _stored_rows(file, "adj_"), _stored_rows(file, "attr_")
         labels = file["labels"].astype(np.int64)
@@ -128,6 +132,7 @@ def read_gnn_benchmark(graph: str, folder: Path) -> Graph:
 def read_flickr(graph: str, folder: Path) -> Graph:
     """Flickr in the layout of GraphSAINT (Zeng et al. 2020), features as shipped."""
     raw = folder / "raw"
+    refuse_large_archive(raw / "adj_full.npz")
     with np.load(raw / "adj_full.npz", allow_pickle=False) as file:
         edges = _stored_rows(file, "").tocoo()
     features = np.load(raw / "feats.npy", allow_pickle=False).astype(np.float32)
@@ -206,5 +211,11 @@ def _stored_rows(file: Any, prefix: str) -> sp.csr_array:
 
 def _table(path: Path, dtype: type) -> np.ndarray:
     """A gzip-compressed csv file without a header line, (num_lines, num_columns)."""
+    unpacked = 0
+    with gzip.open(path) as file:  # a few bytes may unpack to more than any memory
+        while piece := file.read(PIECE):
+            unpacked += len(piece)
+            if unpacked > MAX_TEXT_BYTES:
+                raise ValueError(f"{path} unpacks to more than {MAX_TEXT_BYTES} bytes")
     frame = pd.read_csv(path, compression="gzip", header=None, dtype=dtype)
     return frame.to_numpy(copy=True)
