@@ -39,6 +39,31 @@ def test_conda_and_pip_ask_for_the_same_python():
     assert python.split()[1] == PROJECT["project"]["requires-python"]
 
 
+def test_conda_reads_the_environment_from_anywhere():
+    """Snakemake copies it elsewhere, where a relative path would lead nowhere."""
+    assert set(CONDA) == {"name", "channels", "dependencies"}
+    assert CONDA["name"] == PROJECT["project"]["name"]
+    assert CONDA["channels"] == ["conda-forge"], "one channel: no mixed binaries"
+    plain = [entry for entry in CONDA["dependencies"] if type(entry) is str]
+    assert [entry.split()[0] for entry in plain] == ["python", "pip", "cxx-compiler"]
+    for entry in pip_block():
+        assert not re.search(r"^-|[/\\@]|\.txt", entry), f"{entry} is no plain pin"
+
+
+def test_every_rule_may_be_run_in_the_conda_environment():
+    rules = [
+        rule
+        for path in sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+        for rule in re.split(r"^ *rule (?=\w+:)", path.read_text(), flags=re.M)[1:]
+    ]
+    assert len(rules) > 15
+    for rule in rules:
+        environment = re.search(r'conda:\s+"(.+?)"', rule)
+        assert environment, rule.partition(":")[0]
+        file = ROOT / "workflow" / "rules" / environment[1]
+        assert file.resolve() == ROOT / "environment.yml"
+
+
 def test_citation_names_the_three_papers():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
