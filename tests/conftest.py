@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkouts import copy_repository
+from checkouts import copy_repository, run_at_once
 from hypothesis import settings
 
 # As in workflow/rules/common.smk: a kernel compiled once is not compiled again.
@@ -29,6 +29,15 @@ def checkout(tmp_path_factory) -> Path:
     """A copy of the repository without results, for plans alone."""
     folder = tmp_path_factory.mktemp("checkout")
     copy_repository(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """Another copy, in which the default run has been made without computing."""
+    folder = tmp_path_factory.mktemp("finished")
+    copy_repository(folder)
+    run_at_once(folder)
     return folder
 
 

@@ -123,7 +123,7 @@ def test_the_page_names_what_runs_and_what_failed(tmp_path):
     log.write_text(epochs(0, 60) + epochs(1, 30))
     page = PROGRESS.table(PROGRESS.read_log(LOG), tmp_path, NOW)
     assert page.splitlines()[0] == (
-        "1 of 6 jobs done, 1 running, 1 failed; about 2 min 50 s left, and 2 jobs of "
+        "1 of 6 jobs done, 1 running, 1 failed; about 2 min 50 s left and 2 jobs of "
         "unknown length"
     )
     assert f"train_run {CELL}: 1 of 5 seeds, 30%, for 1 min 0 s" in page

@@ -1,7 +1,7 @@
 """What runs again after a change: the README's table, each row tried.
 
-On a copy of the repository whose scripts write their outputs at once and compute
-nothing; the copies keep the imports of the originals, so Snakemake plans as ever.
+On the copy `finished` (conftest.py), whose scripts compute nothing but keep the imports
+of the originals, so that Snakemake plans as ever.
 """
 
 import re
@@ -10,31 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from checkouts import copy_repository, planned, snakemake
+from checkouts import planned
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-AT_ONCE = """
-if __name__ == "__main__":
-    from pathlib import Path
-
-    for path in snakemake.output:
-        Path(path).write_text("made by the test")
-    raise SystemExit
-"""
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A copy after a run of the default by scripts that compute nothing."""
-    folder = tmp_path_factory.mktemp("finished")
-    copy_repository(folder)
-    for script in (folder / "workflow" / "scripts").glob("*.py"):
-        script.write_text(AT_ONCE + script.read_text(encoding="utf-8"))
-    snakemake("--cores", "2", cwd=folder)
-    assert not planned(cwd=folder)
-    return folder
 
 
 @contextmanager

@@ -180,8 +180,11 @@ def headline(run: Run, seconds: float, unknown: int) -> str:
     text += f"{failed} failed"
     if run.ended:
         return text + "; Snakemake has ended"
-    text += f"; about {duration(seconds)} left"
-    return text + (f", and {unknown} jobs of unknown length" if unknown else "")
+    known = f"; about {duration(seconds)} left" if seconds or not unknown else ""
+    more = " and" if known else ";"
+    return (
+        text + known + (f"{more} {unknown} jobs of unknown length" if unknown else "")
+    )
 
 
 def rows(run: Run) -> list[str]:
