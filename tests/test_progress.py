@@ -70,6 +70,12 @@ def test_jobs_are_counted_by_rule_and_state():
     assert PROGRESS.read_log(LOG + "Complete log(s): a.log\n").ended
 
 
+def test_the_target_is_no_job():
+    end = "localrule all:\n    jobid: 0\n[Sat Nov 21 12:01:00 2026]\n"
+    run = PROGRESS.read_log(LOG + end + "Finished jobid: 0 (Rule: all)\n")
+    assert run.count("done") == 1
+
+
 def test_a_job_that_is_retried_runs_again():
     again = LOG.partition("Finished")[0].partition("[Sat Nov 21 12:00:30")[0]
     retried = LOG + again[again.rindex("rule train_run:") :]

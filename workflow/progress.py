@@ -48,8 +48,9 @@ class Run:
     ended: bool = False
 
     def count(self, state: str, rule: str | None = None) -> int:
-        """Jobs in this state, of one rule or of all."""
-        jobs = (job for job in self.jobs.values() if rule in (None, job.rule))
+        """Jobs in this state, of one rule or of all that are planned."""
+        rules = self.planned if rule is None else (rule,)
+        jobs = (job for job in self.jobs.values() if job.rule in rules)
         return sum(job.state == state for job in jobs)
 
     def waiting(self, rule: str) -> int:
