@@ -22,6 +22,7 @@ resources/raw is another one's mirror. Files from a mirror are verified alike.
 import errno
 import hashlib
 import http.client
+import shutil
 import struct
 import tempfile
 import urllib.error
