@@ -18,6 +18,7 @@ def test_a_second_start_on_the_same_results_is_refused_with_the_way_out(
     process = workplace.begin(COLLECTED)
     try:
         holder = wait_for(lambda: path.exists() and holder_of(path), process)
+        os.kill(process.pid, signal.SIGSTOP)  # at work for as long as this test looks
         assert holder.startswith(f"process {process.pid} on ")
         text = workplace.run(COLLECTED, exit_status=1)
         assert "LockException" in text
