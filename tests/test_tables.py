@@ -29,7 +29,11 @@ from pipeline_src.experiment.tables.accuracy import accuracy_table, paired_inter
 from pipeline_src.experiment.tables.boundaries import boundaries_table
 from pipeline_src.experiment.tables.byte_books import byte_books_table
 from pipeline_src.experiment.tables.distributions import distribution_table
-from pipeline_src.experiment.tables.features import feature_table, search_table
+from pipeline_src.experiment.tables.features import (
+    feature_table,
+    search_table,
+    selected_table,
+)
 from pipeline_src.experiment.tables.memory import memory_table
 from pipeline_src.experiment.tables.table import NOT_MEASURED, to_csv, to_markdown
 from pipeline_src.experiment.tables.training import training_table
@@ -376,6 +380,21 @@ def test_packed_features_against_numbers_worked_by_hand():
     assert [row["drop"], row["drop_low"], row["drop_high"]] == pytest.approx([0.2] * 3)
     assert table.shown.iloc[0]["95 % interval [points]"] == "+0.20 … +0.20"
     assert table.shown.iloc[1]["drop [points]"] == "+0.00"
+
+
+def test_the_selection_is_a_row_per_place_and_their_mean():
+    """What was fine-tuned stands for the method, where anything was."""
+    features = made_up_features(places=(("cora", "gcn"), ("cora", "gat")))
+    table = selected_table(features)
+    assert table.values["graph"].tolist() == ["cora", "cora", "mean"]
+    assert table.values["packed_ratio"].tolist() == pytest.approx([25] * 3)
+    assert table.values["drop"].tolist() == pytest.approx([0.2] * 3)
+    assert table.shown.iloc[-1][["FP32 [%]", "packed [MiB]", "seeds"]].eq("").all()
+    assert "Method: ABS." in table.note
+    tuned = features.assign_coords(
+        method=features["method"].str.replace("uniform 4", "ABS tuned")
+    )
+    assert selected_table(tuned).values["drop"].tolist() == pytest.approx([0.0] * 3)
 
 
 def test_a_single_seed_has_a_drop_without_an_interval():

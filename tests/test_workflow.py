@@ -319,7 +319,7 @@ def test_feature_bits_go_from_graph_to_report_and_repeat_only_what_changed(tmp_p
     path.write_text(FEATURES)
     start = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path))
     output = snakemake(*start, "--cores", "2")
-    assert "# Packed features" in output, "the summary prints the table"
+    assert "# Selected bits of stored features" in output, "the summary prints it"
     results = tmp_path / "results" / "features"
     names = {path.stem for path in results.glob("features/*/*.nc")}
     blocks = {"digits-gcn-s0to1", "digits-gcn-s2to2"}

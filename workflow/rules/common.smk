@@ -76,7 +76,7 @@ COLLECTED_TABLES = [
     "distributions",
     "boundaries",
     *(["kernels"] if KERNELS else []),
-    *(["sgquant", "abs_search"] if FEATURES else []),
+    *(["selected_bits", "sgquant", "abs_search"] if FEATURES else []),
 ]
 TABLES = [*COLLECTED_TABLES, *(["byte_books"] if BYTE_BOOKS else [])]
 METHODS = [spec.method for plan in MEASUREMENTS.values() for spec in plan.specs]
@@ -276,7 +276,7 @@ def warn_of_plain_kernels():
 def print_summary():
     """The tables that most readers want first, in the terminal."""
     results = Path("results") / CONFIG["run"]
-    untrained = ["sgquant"] if FEATURES else ["training"]
+    untrained = ["selected_bits"] if FEATURES else ["training"]
     for table in ["accuracy", "memory"] if CELLS else untrained:
         path = results / "tables" / f"{table}.md"
         if path.exists():

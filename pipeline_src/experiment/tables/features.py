@@ -19,6 +19,7 @@ from pipeline_src.experiment.tables.table import (
 )
 
 FULL_BITS = 32
+SELECTED = ("ABS tuned", "ABS")  # the first that was measured is the method's result
 FLOAT32_DIGITS = 4  # of points, which shares in float32 have after the decimal point
 _FEATURE_COLUMNS = (
     "graph",
@@ -87,6 +88,52 @@ def feature_table(features: xr.Dataset) -> Table:
         " equal average bits. Accuracy: test nodes, mean over seeds; drop against FP32,"
         " paired by seed.",
         values,
+        shown,
+        missing=NUMBER_MISSING,
+    )
+
+
+def selected_table(features: xr.Dataset) -> Table:
+    """What automatic selection reaches, a row per graph and model, and their mean.
+
+    Args:
+        features: as feature_collecting.collect_features makes it.
+    """
+    values = feature_table(features).values
+    for method in SELECTED:
+        chosen = values[values["method"] == method]
+        if len(chosen):
+            break
+    mean = chosen[["packed_ratio", "nominal_ratio", "drop"]].mean()
+    rows = pd.concat(
+        [chosen, pd.DataFrame([mean]).assign(graph="mean", model="", method=method)],
+        ignore_index=True,
+    )
+    shown = rows[["graph", "model"]].copy()
+    for title, name, pattern in (
+        ("FP32 [%]", "accuracy_fp32", "{:.2f}"),
+        ("selected [%]", "accuracy", "{:.2f}"),
+        ("drop [points]", "drop", "{:+.2f}"),
+        ("from", "drop_low", "{:+.2f}"),
+        ("to", "drop_high", "{:+.2f}"),
+        ("average bits", "average_bits", "{:.2f}"),
+        ("nominal ratio", "nominal_ratio", "{:.1f}"),
+        ("packed ratio", "packed_ratio", "{:.1f}"),
+        ("CSR ratio of the input", "csr_ratio", "{:.1f}"),
+        ("seeds", "seeds", "{:.0f}"),
+    ):
+        shown[title] = text_column(rows[name], pattern, missing="")
+    packed = rows["packed_mib"].map(mebibytes).where(rows["packed_mib"].notna(), "")
+    shown.insert(7, "packed [MiB]", packed)
+    return Table(
+        "Selected bits of stored features",
+        f"Method: {method}. Bits were selected on validation nodes with other seeds,"
+        " for the least packed bytes; tuned: then fine-tuned, the start competing. Test"
+        " accuracy, mean over fresh seeds; the drop is paired by seed, with its 95 %"
+        " interval. Ratios: full precision over packed; packed bytes count zero points,"
+        " scales, padding and the index of nodes. CSR ratio: the input features alone,"
+        " as lossless sparse rows.",
+        rows,
         shown,
         missing=NUMBER_MISSING,
     )
