@@ -155,6 +155,16 @@ def test_products_without_batch_norm_are_the_published_estimate():
         assert abs(booked_bytes / MIB - published) <= 1
 
 
+def test_reddit_is_booked_from_its_shape():
+    """GCN without BatchNorm and Dropout keeps the hidden layer once, as float32."""
+    model = ModelSpec("gcn", "gcn", 2, 256, 0.0, batch_norm=False)
+    sizes = GRAPH_SIZES["reddit_shape"]
+    counts = sizes.num_nodes, sizes.num_features, sizes.num_classes, sizes.num_train
+    hidden, targets = 4 * 232_965 * 256, 8 * 153_431
+    booked_bytes = saved_bytes(model, FP32, *counts, "log_cross_entropy")
+    assert booked_bytes == sum(map(allocated_bytes, [hidden, targets, 4]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [None, 1, 64])
 @pytest.mark.parametrize("name", PUBLISHED)
