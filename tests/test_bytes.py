@@ -230,6 +230,23 @@ def test_books_are_right_for_every_method(method, loss):
     assert_books_are_right(MODEL, method, SMALL, loss)
 
 
+@pytest.mark.parametrize("layer", ["sage", "gcn"])
+@pytest.mark.parametrize("bits", [(1, 8), (32, 2)])
+def test_the_published_layout_is_booked_layer_by_layer(layer, bits):
+    """To the byte, with inputs of the bits of the hidden layer they lie behind."""
+    method = MethodSpec("e", "e", "exact", 32, 4, 8, layer_bits=bits)
+    model = replace(MODEL, layer=layer)
+    assert_books_are_right(model, method, SMALL, "cross_entropy")
+    same, one_width = (
+        list(byte_books.network_tensors(model, method, SMALL.num_nodes, 20))
+        for method in (
+            replace(method, layer_bits=(2, 2)),
+            replace(method, bits=2, layer_bits=()),
+        )
+    )
+    assert same == one_width
+
+
 def test_layers_of_their_own_width_are_booked_one_by_one():
     """2 bits in one layer and 8 in the other: half of all of 2 and half of all of 8."""
     counts = (SMALL.num_nodes, SMALL.num_features)

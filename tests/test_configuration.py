@@ -228,6 +228,19 @@ def test_solved_boundaries_need_inner_edges(config, bits):
         check(config)
 
 
+def test_the_published_layout_takes_bits_of_each_hidden_layer(config):
+    method = config["methods"]["block64"]
+    del method["bits"]
+    method.update(layer_bits=[4], boundaries="clipped_normal")
+    assert check(check(config))["methods"]["block64"]["layer_bits"] == [4]
+    method["layer_bits"] = [1]
+    with pytest.raises(ConfigurationError, match="1 bits have none"):
+        check(config)
+    method.update(bits=2, layer_bits=[4])
+    with pytest.raises(ConfigurationError, match="layer_bits says the bits of each"):
+        check(config)
+
+
 def test_timed_methods_are_among_the_measured(config):
     config["measurements"] = [
         {
