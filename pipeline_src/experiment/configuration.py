@@ -13,6 +13,10 @@ from typing import Any
 
 import yaml
 
+from pipeline_src.experiment.activation_checks import (
+    problems_of_activation_searches,
+)
+from pipeline_src.experiment.activation_plans import activation_plans
 from pipeline_src.experiment.feature_plans import feature_plans
 from pipeline_src.experiment.method_keys import NOT_COMPRESSED, problems_of_methods
 from pipeline_src.experiment.plain_values import plain_values, repeated_keys
@@ -71,7 +75,7 @@ def checked_configuration(
     _refuse(list(_problems_of_size(filled)))
     plans: tuple[Callable[[dict[str, Any]], object], ...]
     plans = (run_specs, measurement_plans, capture_plans, byte_book_specs)
-    for plan in (*plans, feature_plans):
+    for plan in (*plans, feature_plans, activation_plans):
         try:
             plan(filled)
         except ValueError as error:
@@ -118,7 +122,9 @@ def _problems_of_text(config: Mapping[str, Any]) -> Iterator[str]:
 def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _problems_of_byte_books(config)
     yield from _problems_of_feature_bits(config)
-    for section in ("sweeps", "measurements", "captures", "byte_books"):
+    yield from problems_of_activation_searches(config)
+    sections = "sweeps", "measurements", "captures", "byte_books", "activation_searches"
+    for section in sections:
         for index, entry in enumerate(config[section]):
             path = f"{section}[{index}]"
             for kind in ("models", "methods"):
