@@ -43,7 +43,7 @@ def collect_settings(
         ),
         xr.concat(measurements, "measurement", combine_attrs="override"),
     ]
-    joined = xr.merge(parts, combine_attrs="drop")
+    joined = xr.merge(parts, combine_attrs="drop_conflicts")
     joined.attrs = {}
     return joined
 
