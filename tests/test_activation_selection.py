@@ -93,6 +93,8 @@ def test_a_training_that_diverges_is_the_worst_and_ends_no_search(monkeypatch):
     monkeypatch.setattr(activation_evaluation, "train_seed", diverge)
     accuracy = evaluate_settings(SEARCH, TWO[:1], GRAPH)["accuracy"]
     assert accuracy.values.tolist() == [[0.0, 0.0]]
+    with pytest.raises(FloatingPointError, match="full precision diverged"):
+        start_search(SEARCH, GRAPH)
 
 
 def test_test_labels_do_not_reach_the_selection():

@@ -62,6 +62,7 @@ def start_search(
 
     Raises:
         ValueError: if no setting is as small as max_memory asks for.
+        FloatingPointError: if full precision diverges, which leaves no baseline.
     """
     device = resolve_device(search.run.device)
     graph = graph.to(device)
@@ -72,6 +73,11 @@ def start_search(
     ]
     _require_reachable(search, settings, memory[1:])
     accuracy = _accuracies(search.run, graph, boundaries_of, partial_dir)
+    if not accuracy.all():
+        raise FloatingPointError(
+            "full precision diverged, so there is nothing to compare with; lower"
+            " learning_rate or set gradient_clip"
+        )
     return xr.Dataset(
         {
             "memory": ("setting", memory[1:], records.attributes("byte", "memory")),
