@@ -29,6 +29,7 @@ from pipeline_src.experiment.activation_space import (
 from pipeline_src.experiment.byte_books import saved_bytes
 from pipeline_src.experiment.devices import describe_device, resolve_device
 from pipeline_src.experiment.networks import BoundariesOf
+from pipeline_src.experiment.parts import read_part
 from pipeline_src.experiment.search_space import Configuration
 from pipeline_src.experiment.spec import MethodSpec, RunSpec
 from pipeline_src.experiment.step_memory import measure_step_memory
@@ -212,10 +213,11 @@ def _kept(partial_dir: Path | None, key: list[Any], make: Callable[[], float]) -
         return make()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = partial_dir / f"{name}.nc"
-    if not path.exists():
-        number = xr.Dataset({"number": ((), make())})
-        records.write_dataset(number, path)
-    return float(records.read_dataset(path)["number"])
+    part = read_part(path)
+    if part is None:
+        part = xr.Dataset({"number": ((), make())})
+        records.write_dataset(part, path)
+    return float(part["number"])
 
 
 def _setting_coord(settings: Sequence[Configuration]) -> tuple[Any, ...]:

@@ -1,9 +1,9 @@
 """Rule choose_settings: the last round and its accuracies in, the answers out."""
 
-import logging
 from pathlib import Path
 
 from pipeline_src.experiment.activation_choice import choose_settings
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.records import read_dataset, write_dataset
 
 
@@ -17,10 +17,10 @@ def main(start_path: str, last_path: str, evaluations: list[str], path: Path) ->
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
-    main(
-        snakemake.input.start,
-        snakemake.input.last,
-        list(snakemake.input.evaluations),
-        Path(snakemake.output.selection),
-    )
+    with job_log(snakemake):
+        main(
+            snakemake.input.start,
+            snakemake.input.last,
+            list(snakemake.input.evaluations),
+            Path(snakemake.output.selection),
+        )

@@ -1,9 +1,9 @@
 """Rule collect_settings: every selection and measurement in, one tidy dataset out."""
 
-import logging
 from pathlib import Path
 
 from pipeline_src.experiment.activation_collecting import collect_settings
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.records import write_dataset
 
 
@@ -12,9 +12,9 @@ def main(selections: list[str], measurements: list[str], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
-    main(
-        list(snakemake.input.selections),
-        list(snakemake.input.measurements),
-        Path(snakemake.output.settings),
-    )
+    with job_log(snakemake):
+        main(
+            list(snakemake.input.selections),
+            list(snakemake.input.measurements),
+            Path(snakemake.output.settings),
+        )

@@ -1,9 +1,9 @@
 """Rule propose_round: what is known so far in, what is to be measured next out."""
 
-import logging
 from pathlib import Path
 
 from pipeline_src.experiment.activation_rounds import propose_round
+from pipeline_src.experiment.job_log import job_log
 from pipeline_src.experiment.records import read_dataset, write_dataset
 
 
@@ -19,10 +19,10 @@ def main(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(filename=snakemake.log[0], level=logging.INFO)
-    main(
-        snakemake.input.start,
-        snakemake.input.get("previous"),
-        list(snakemake.input.get("evaluations", [])),
-        Path(snakemake.output.proposals),
-    )
+    with job_log(snakemake):
+        main(
+            snakemake.input.start,
+            snakemake.input.get("previous"),
+            list(snakemake.input.get("evaluations", [])),
+            Path(snakemake.output.proposals),
+        )
