@@ -580,7 +580,7 @@ SEARCHES = {
             ": expected at most 5000 settings to select from, got 61440 for 'deep'; ",
         ),
         ({"strategies": ["greedy"]}, ".strategies[0]: got 'greedy'; allowed: random,"),
-        ({"max_memory": 0}, ".max_memory: expected a number or null above 0, got 0"),
+        ({"max_memory": 0}, ".max_memory: expected a number or null above 0 and at"),
         ({"objective": "time"}, ".objective: got 'time'; allowed: saved, peak"),
     ],
 )
