@@ -14,7 +14,7 @@ from pathlib import Path
 import xarray as xr
 
 from pipeline_src.experiment import records
-from pipeline_src.experiment.activation_plans import ActivationSearch
+from pipeline_src.experiment.activation_plans import FULL, ActivationSearch
 from pipeline_src.experiment.activation_space import describe_method
 from pipeline_src.experiment.networks import BoundariesOf
 from pipeline_src.experiment.spec import MethodSpec, RunSpec
@@ -33,7 +33,7 @@ MEASURED = (
 
 
 def measure_settings(
-    block: RunSpec,  # in full precision, of fresh seeds
+    block: RunSpec,  # of fresh seeds; its method does not matter
     beside: Sequence[MethodSpec],
     selection: xr.Dataset,  # of activation_rounds.choose_settings
     graph: Graph,
@@ -65,7 +65,7 @@ def measure_settings(
     )
     if again := set(block.seeds) & set(search.run.seeds):
         raise ValueError(f"seeds must be fresh, but settings were chosen on {again}")
-    methods = {block.method.label: block.method, **_chosen(search, selection)}
+    methods = {FULL.label: FULL, **_chosen(search, selection)}
     methods |= {method.label: method for method in beside}
     trained: dict[MethodSpec, xr.Dataset] = {}
     parts = []

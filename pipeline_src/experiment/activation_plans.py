@@ -87,9 +87,10 @@ class ActivationSearch:
     def from_params(cls, text: str, *, device: str, compile: str) -> "ActivationSearch":
         """The inverse of `to_params`, completed by what the job itself knows."""
         values = json.loads(text)
-        run = {**values["run"], "device": device, "compile": compile}
+        text = json.dumps(values["run"])
+        run = RunSpec.from_params(text, device=device, compile=compile)
         lists = {name: tuple(values[name]) for name in _LISTS}
-        return cls(**{**values, **lists, "run": RunSpec.from_json(run)})
+        return cls(**{**values, **lists, "run": replace(run, method=FULL)})
 
 
 @dataclass(frozen=True)
