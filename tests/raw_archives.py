@@ -84,6 +84,22 @@ def write_flickr(folder: Path) -> None:
     (raw / "role.json").write_text(json.dumps(role))
 
 
+def write_reddit(folder: Path) -> None:
+    """DGL's two files: edges as coordinates with loops, repeats and edges one way."""
+    generator = np.random.default_rng(4)
+    row, column = generator.integers(0, 70, (2, 500))
+    edges = sp.coo_matrix((np.ones(500), (row, column)), shape=(70, 70))
+    raw = _raw(folder)
+    sp.save_npz(raw / "reddit_graph.npz", edges)
+    np.savez(
+        raw / "reddit_data.npz",
+        feature=generator.standard_normal((70, 9)),
+        label=np.arange(70, dtype=np.int32) % 6,
+        node_ids=np.arange(70),
+        node_types=generator.permutation(np.repeat([1, 2, 3], [40, 10, 20])),
+    )
+
+
 def write_ogbn_arxiv(folder: Path) -> None:
     """The unpacked archive: citations one way, some both ways, split by time."""
     generator = np.random.default_rng(3)

@@ -21,6 +21,8 @@ LIGHT: tuple[set[str], set[str]] = (
         for name in (
             "spec",
             "plans",
+            "activation_checks",
+            "activation_plans",
             "feature_plans",
             "method_keys",
             "plain_values",
@@ -57,6 +59,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "experiment.plain_values": ({"yaml"}, set()),
     "experiment.plans": LIGHT,
     "experiment.feature_plans": LIGHT,
+    "experiment.activation_plans": LIGHT,
+    "experiment.activation_checks": LIGHT,
     "experiment.schemas": LIGHT,
     "experiment.configuration": LIGHT,
     "experiment.sources": LIGHT,
@@ -91,6 +95,33 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "experiment.feature_collecting": (TABLES, {"experiment.records"}),
+    "experiment.activation_collecting": (TABLES, {"experiment.records"}),
+    # Rounds and answers know archives and no networks: editing them trains nothing.
+    "experiment.activation_space": (
+        {"xarray"},
+        {"experiment.activation_plans", "experiment.search_space", "experiment.spec"},
+    ),
+    "experiment.activation_rounds": (
+        TABLES,
+        {
+            "experiment.activation_plans",
+            "experiment.activation_space",
+            "experiment.bit_search",
+            "experiment.records",
+            "experiment.search_archive",
+            "experiment.search_result",
+        },
+    ),
+    "experiment.activation_choice": (
+        TABLES,
+        {
+            "experiment.activation_plans",
+            "experiment.activation_rounds",
+            "experiment.activation_space",
+            "experiment.records",
+            "experiment.search_result",
+        },
+    ),
     "experiment.boundary_table": (TABLES, {"quant.boundaries"}),
     "experiment.claims": (set(), set()),
     "experiment.versions": (set(), set()),
@@ -146,6 +177,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "experiment.tables.features": (
+        TABLES,
+        {
+            "experiment.tables.accuracy",
+            "experiment.tables.measured",
+            "experiment.tables.table",
+        },
+    ),
+    "experiment.tables.settings": (
         TABLES,
         {
             "experiment.tables.accuracy",

@@ -155,6 +155,16 @@ def test_products_without_batch_norm_are_the_published_estimate():
         assert abs(booked_bytes / MIB - published) <= 1
 
 
+def test_reddit_is_booked_from_its_shape():
+    """GCN without BatchNorm and Dropout keeps the hidden layer once, as float32."""
+    model = ModelSpec("gcn", "gcn", 2, 256, 0.0, batch_norm=False)
+    sizes = GRAPH_SIZES["reddit_shape"]
+    counts = sizes.num_nodes, sizes.num_features, sizes.num_classes, sizes.num_train
+    hidden, targets = 4 * 232_965 * 256, 8 * 153_431
+    booked_bytes = saved_bytes(model, FP32, *counts, "log_cross_entropy")
+    assert booked_bytes == sum(map(allocated_bytes, [hidden, targets, 4]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [None, 1, 64])
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -218,6 +228,23 @@ def test_books_are_right_without_hidden_layers(method):
 def test_books_are_right_for_every_method(method, loss):
     """Blocks of 3 x 5 values share bytes; a cap of 128 values cuts blocks of 64."""
     assert_books_are_right(MODEL, method, SMALL, loss)
+
+
+@pytest.mark.parametrize("layer", ["sage", "gcn"])
+@pytest.mark.parametrize("bits", [(1, 8), (32, 2)])
+def test_the_published_layout_is_booked_layer_by_layer(layer, bits):
+    """To the byte, with inputs of the bits of the hidden layer they lie behind."""
+    method = MethodSpec("e", "e", "exact", 32, 4, 8, layer_bits=bits)
+    model = replace(MODEL, layer=layer)
+    assert_books_are_right(model, method, SMALL, "cross_entropy")
+    same, one_width = (
+        list(byte_books.network_tensors(model, method, SMALL.num_nodes, 20))
+        for method in (
+            replace(method, layer_bits=(2, 2)),
+            replace(method, bits=2, layer_bits=()),
+        )
+    )
+    assert same == one_width
 
 
 def test_layers_of_their_own_width_are_booked_one_by_one():

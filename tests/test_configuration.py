@@ -130,7 +130,7 @@ def test_mappings_of_the_yaml_reader_become_plain(config):
         (
             "epochs",
             3,
-            r"^epochs: unknown key; allowed: byte_books, captures, compile, data_",
+            r"^epochs: unknown key; allowed: activation_searches, byte_books, ",
         ),
         ("sweep", [], r"^sweep: unknown key; did you mean 'sweeps'\?$"),
         ("sweeps", ..., r"^sweeps: is missing and has no default$"),
@@ -225,6 +225,19 @@ def test_message_names_the_key_what_was_expected_and_what_came(
 def test_solved_boundaries_need_inner_edges(config, bits):
     config["methods"]["block64"].update(bits=bits, boundaries="clipped_normal")
     with pytest.raises(ConfigurationError, match=rf"{bits} bits have none; take 2, 4"):
+        check(config)
+
+
+def test_the_published_layout_takes_bits_of_each_hidden_layer(config):
+    method = config["methods"]["block64"]
+    del method["bits"]
+    method.update(layer_bits=[4], boundaries="clipped_normal")
+    assert check(check(config))["methods"]["block64"]["layer_bits"] == [4]
+    method["layer_bits"] = [1]
+    with pytest.raises(ConfigurationError, match="1 bits have none"):
+        check(config)
+    method.update(bits=2, layer_bits=[4])
+    with pytest.raises(ConfigurationError, match="layer_bits says the bits of each"):
         check(config)
 
 
@@ -533,6 +546,65 @@ def test_feature_bits_say_what_does_not_fit(config, settings, message):
 def test_a_place_of_feature_bits_occurs_once(config):
     config["feature_bits"] = [FEATURES, FEATURES]
     with pytest.raises(ConfigurationError, match="digits-gcn occurs 2 times"):
+        check(config)
+
+
+SEARCHES = {
+    "graphs": ["digits"],
+    "models": ["sage-2x8"],
+    "training": {"epochs": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"max_drop": None},
+            ": expected max_drop or max_memory or both, got null for both",
+        ),
+        (
+            {"rows_per_block": [8, 4]},
+            ".rows_per_block: expected multiples of 8, because under lean a byte holds "
+            "the 1-bit codes of as many rows; got 4",
+        ),
+        ({"models": ["sage"]}, ".models: 'sage' is not among the models; "),
+        ({"models": ["flat"]}, ".models: 'flat' has no hidden layer that could be"),
+        ({"methods": ["fp23"]}, ".methods: 'fp23' is not among the methods; did you"),
+        (
+            {"methods": ["fp32"]},
+            ".methods: 'fp32' is full precision, which is measured",
+        ),
+        (
+            {"models": ["deep"], "bits": [1, 2, 4, 8]},
+            ": expected at most 5000 settings to select from, got 61440 for 'deep'; ",
+        ),
+        ({"strategies": ["greedy"]}, ".strategies[0]: got 'greedy'; allowed: random,"),
+        ({"max_memory": 0}, ".max_memory: expected a number or null above 0 and at"),
+        ({"objective": "time"}, ".objective: got 'time'; allowed: saved, peak"),
+    ],
+)
+def test_activation_searches_say_what_does_not_fit(config, settings, message):
+    small = config["models"]["sage-2x8"]
+    config["models"] |= {
+        "flat": small | {"num_layers": 1},
+        "deep": small | {"num_layers": 7},
+    }
+    config["activation_searches"] = [SEARCHES | settings]
+    with pytest.raises(ConfigurationError) as error:
+        check(config)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"activation_searches[0]{message}")
+
+
+def test_rows_of_the_published_layout_need_fill_no_byte(config):
+    entry = SEARCHES | {"policies": ["exact"], "rows_per_block": [1, 3]}
+    config["activation_searches"] = [entry]
+    filled = check(check(config))["activation_searches"][0]
+    assert filled["rows_per_block"] == [1, 3]
+    assert (filled["rounds"], filled["objective"]) == (5, "saved")
+    config["activation_searches"] = [entry, entry]
+    with pytest.raises(ConfigurationError, match="digits-sage-2x8 occurs 2 times"):
         check(config)
 
 

@@ -116,8 +116,12 @@ def test_published_counts(make, counts, split):
     assert degree.median() < degree.mean() / 1.5 < degree.max() / 100
 
 
-def test_products_have_the_published_number_of_undirected_pairs():
-    """Too large to draw in a test: its counts alone."""
+def test_large_shapes_have_the_published_counts():
+    """Too large to draw in a test: their counts alone."""
+    reddit = GRAPH_SIZES["reddit_shape"]
+    assert (reddit.num_nodes, reddit.num_entries) == (232_965, 114_615_892)
+    assert (reddit.num_features, reddit.num_classes) == (602, 41)
+    assert reddit.num_nodes - reddit.num_train - reddit.num_validation == 55_703
     assert GRAPH_SIZES["products_shape"].num_entries == 2 * 61_859_140
     assert GRAPH_SIZES["products_shape"].num_nodes == 2_449_029
 

@@ -15,6 +15,7 @@ from raw_archives import (
     write_gnn_benchmark,
     write_ogbn_arxiv,
     write_planetoid,
+    write_reddit,
 )
 
 from pipeline_src.gnn import fetching
@@ -83,7 +84,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 def zip_of(folder: Path, archive: Path, top: str) -> None:
     with zipfile.ZipFile(archive, "w") as file:
         for name, content in files_below(folder).items():
-            file.writestr(f"{top}/{name}", content)
+            file.writestr(f"{top}/{name}".lstrip("/"), content)
 
 
 MADE_UP = {
@@ -97,6 +98,7 @@ MADE_UP = {
     "CS": lambda folder: write_gnn_benchmark(folder, "ms_academic_cs.npz"),
     "Physics": lambda folder: write_gnn_benchmark(folder, "ms_academic_phy.npz"),
     "Flickr": write_flickr,
+    "Reddit": write_reddit,
     "ogbn_arxiv": write_ogbn_arxiv,
 }
 
@@ -118,8 +120,9 @@ def test_fetched_files_are_read(name, kind, server, target, monkeypatch):
     MADE_UP[name](served / name)
     source = without_checksums(RAW_SOURCES[name])
     if source.archive is not None:
-        zip_of(served / name, served / "arxiv.zip", source.archive_folder)
-        source = replace(source, archive=f"{address}/arxiv.zip")
+        archived = served / name / source.archive_omits
+        zip_of(archived, served / "archive.zip", source.archive_folder)
+        source = replace(source, archive=f"{address}/archive.zip")
     else:
         local = (replace(f, url=f"{address}/{name}/{f.path}") for f in source.files)
         source = replace(source, files=tuple(local))

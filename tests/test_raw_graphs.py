@@ -16,6 +16,7 @@ from raw_archives import (
     write_gnn_benchmark,
     write_ogbn_arxiv,
     write_planetoid,
+    write_reddit,
 )
 
 from pipeline_src.gnn import graph_files, raw_graphs
@@ -27,6 +28,7 @@ from pipeline_src.gnn.raw_graphs import (
     read_gnn_benchmark,
     read_planetoid,
     read_raw_graph,
+    read_reddit,
 )
 from pipeline_src.gnn.raw_sources import RAW_SOURCES
 
@@ -119,6 +121,16 @@ def test_made_up_flickr_equals_the_loader(loaders, tmp_path):
     assert_equals_loader(graph, loaders.Flickr(str(tmp_path))[0])
     assert graph.adjacency.symmetric
     assert graph.num_classes == 7
+
+
+def test_made_up_reddit_equals_the_loader(loaders, tmp_path):
+    """Edges one way stay so, and the transpose is kept beside them."""
+    write_reddit(tmp_path)
+    graph = read_reddit("reddit", tmp_path)
+    assert_equals_loader(graph, loaders.Reddit(str(tmp_path))[0])
+    assert not graph.adjacency.symmetric
+    assert [len(i) for i in (graph.train_index, graph.test_index)] == [40, 20]
+    assert graph.num_classes == 6
 
 
 OGB_LOADER = """
@@ -320,5 +332,5 @@ def test_arrays_of_unequal_length_are_refused(tmp_path):
 
 
 def test_an_unknown_graph_is_named_beside_the_known(tmp_path):
-    with pytest.raises(ValueError, match=r"one of \['citeseer', .*, got 'reddit'"):
-        read_raw_graph("reddit", tmp_path)
+    with pytest.raises(ValueError, match=r"one of \['citeseer', .*, got 'yelp'"):
+        read_raw_graph("yelp", tmp_path)

@@ -389,6 +389,19 @@ def test_a_method_names_the_recipe_of_each_activation():
     assert keep_of(BLOCK8, solved, "false", CPU)("input", 18, True).boundaries is None
 
 
+def test_an_activation_has_the_bits_of_its_hidden_layer():
+    """Inputs those of the layer they lie behind, the network's input of the first."""
+    method = dataclasses.replace(BLOCK8, bits=32, layer_bits=(4, 1))
+    keep = keep_of(method, None, "false", CPU)
+    found = {
+        name: keep(name, 18, True).bits
+        for number in (1, 2, 3)
+        for name in (f"layer{number}.input", f"layer{number}.batch_norm")
+        if name != "layer3.batch_norm"
+    }
+    assert list(found.values()) == [4, 4, 4, 1, 1]
+
+
 def test_a_method_without_the_boundaries_it_needs_is_refused():
     message = r"block8-vm reads its boundaries .* pass boundaries_of=read_boundaries"
     with pytest.raises(ValueError, match=message):

@@ -91,6 +91,18 @@ SGQUANT = RESULTS | {
     "plot_figure": 1 + 2,
 }
 del SGQUANT["benchmark_training"]
+SELECTION = RESULTS | {
+    "prepare_graph": 1,
+    "start_search": 1,
+    "propose_round": 5,
+    "evaluate_settings": 5 * 2,  # 4 searches may propose 8 settings, in jobs of 16
+    "choose_settings": 1,
+    "measure_settings": 2,
+    "collect_settings": 1,
+    "write_setting_tables": 1,
+    "plot_figure": 1 + 1,
+}
+del SELECTION["benchmark_training"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +116,7 @@ del SGQUANT["benchmark_training"]
         (("--configfile", "config/benchmark.yaml"), BENCHMARK),
         (("--configfile", "config/scaling.yaml"), SCALING),
         (("--configfile", "config/sgquant.yaml"), SGQUANT),
+        (("--configfile", "config/selection.yaml"), SELECTION),
         (
             ("--configfile", "config/paper.yaml", "--replace-workflow-config"),
             PAPER,
@@ -118,6 +131,7 @@ del SGQUANT["benchmark_training"]
         "benchmark",
         "scaling",
         "sgquant",
+        "selection",
         "paper-alone",
     ],
 )

@@ -92,15 +92,15 @@ def network_tensors(
             f"{method.policy!r} (method {method.name}); measure it instead"
         )
     widths = [num_features] + [model.hidden] * (model.num_layers - 1)
+    layer_bits = method.layer_bits or (method.bits,) * model.num_layers
     for i, width in enumerate(widths):
         is_hidden = i < model.num_layers - 1
         if method.policy == "full":
             yield from _full_layer(model, num_nodes, width, is_hidden, i == 0)
         elif method.policy == "exact":
-            yield from _exact_layer(model, method, num_nodes, width, is_hidden, i == 0)
+            yield from _exact_layer(model, method, num_nodes, width, layer_bits, i)
         elif is_hidden:
-            bits = method.layer_bits[i] if method.layer_bits else method.bits
-            yield from lean_layer_tensors(model, method, bits, num_nodes)
+            yield from lean_layer_tensors(model, method, layer_bits[i], num_nodes)
 
 
 def lean_layer_tensors(
@@ -151,34 +151,40 @@ def _exact_layer(
     method: MethodSpec,
     num_nodes: int,
     width: int,
-    is_hidden: bool,
-    is_first: bool,
+    layer_bits: tuple[int, ...],
+    i: int,
 ) -> Iterator[int]:
-    """Of the published layout; width is that of the input."""
+    """Of the published layout; width is that of the input of convolution i, from 0.
+
+    The input has the bits of the hidden layer it lies behind, the first of the first.
+    """
     projected = math.ceil(width / method.projection_ratio)
+    bits = layer_bits[max(i - 1, 0)]
     # At 32 bits the input itself is kept, and that of the first layer is resident.
-    if not (is_first and method.bits == 32 and method.projection_ratio == 1):
-        yield from _compressed(method, num_nodes, projected)
+    if not (i == 0 and bits == 32 and method.projection_ratio == 1):
+        yield from _compressed(method, num_nodes, projected, bits)
     if model.layer == "sage":
-        yield from _compressed(method, num_nodes, projected)
-    if not is_hidden:
+        yield from _compressed(method, num_nodes, projected, bits)
+    if i == model.num_layers - 1:
         return
     if model.batch_norm:
-        yield from _compressed(method, num_nodes, model.hidden)
+        yield from _compressed(method, num_nodes, model.hidden, layer_bits[i])
         yield from [4 * model.hidden] * 2
     num_masks = 2 if model.dropout > 0 else 1
     yield from [math.ceil(num_nodes * model.hidden / 8)] * num_masks
 
 
-def _compressed(method: MethodSpec, num_nodes: int, width: int) -> Iterator[int]:
+def _compressed(
+    method: MethodSpec, num_nodes: int, width: int, bits: int
+) -> Iterator[int]:
     """Codes, zero points and scales of one tensor, padded to blocks that fill bytes."""
-    if method.bits == 32:
+    if bits == 32:
         yield 4 * num_nodes * width
         return
     rows = min(method.rows_per_block, max(1, method.max_block_size // width))
     size = rows * width
-    codes_per_byte = 8 // method.bits
+    codes_per_byte = 8 // bits
     together = codes_per_byte // math.gcd(codes_per_byte, size)
     num_blocks = math.ceil(num_nodes * width / (size * together)) * together
-    yield num_blocks * size * method.bits // 8
+    yield num_blocks * size * bits // 8
     yield from [2 * num_blocks] * 2

@@ -13,6 +13,10 @@ from typing import Any
 
 import yaml
 
+from pipeline_src.experiment.activation_checks import (
+    problems_of_activation_searches,
+)
+from pipeline_src.experiment.activation_plans import activation_plans
 from pipeline_src.experiment.feature_plans import feature_plans
 from pipeline_src.experiment.method_keys import NOT_COMPRESSED, problems_of_methods
 from pipeline_src.experiment.plain_values import plain_values, repeated_keys
@@ -28,6 +32,13 @@ MAX_JOBS = 20_000  # of one section; more is a slip of the pen, and fills the me
 MAX_LINES = 20  # of one message: a screen
 # The folder beside the runs' own that git keeps; a run of this name would write there.
 RESERVED_RUN = "published"
+_SECTIONS = (  # whose entries name models and methods
+    "sweeps",
+    "measurements",
+    "captures",
+    "byte_books",
+    "activation_searches",
+)
 _LISTS = ("graphs", "models", "methods")  # of an entry, which asks for their product
 
 
@@ -71,7 +82,7 @@ def checked_configuration(
     _refuse(list(_problems_of_size(filled)))
     plans: tuple[Callable[[dict[str, Any]], object], ...]
     plans = (run_specs, measurement_plans, capture_plans, byte_book_specs)
-    for plan in (*plans, feature_plans):
+    for plan in (*plans, feature_plans, activation_plans):
         try:
             plan(filled)
         except ValueError as error:
@@ -118,7 +129,8 @@ def _problems_of_text(config: Mapping[str, Any]) -> Iterator[str]:
 def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _problems_of_byte_books(config)
     yield from _problems_of_feature_bits(config)
-    for section in ("sweeps", "measurements", "captures", "byte_books"):
+    yield from problems_of_activation_searches(config)
+    for section in _SECTIONS:
         for index, entry in enumerate(config[section]):
             path = f"{section}[{index}]"
             for kind in ("models", "methods"):
@@ -149,7 +161,7 @@ def _problems_of_labels(config: Mapping[str, Any]) -> Iterator[str]:
     """Of methods in use: those of the default that are not asked for do not matter."""
     used = {
         name
-        for section in ("sweeps", "measurements", "captures", "byte_books")
+        for section in _SECTIONS
         for entry in config[section]
         for name in (*entry.get("methods", ()), *filter(None, [entry.get("method")]))
     }
@@ -165,7 +177,7 @@ def _problems_of_labels(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _problems_of_size(config: Mapping[str, Any]) -> Iterator[str]:
     """Counted before anything is listed: lists multiply, and so do blocks of seeds."""
-    for section in ("sweeps", "measurements", "captures", "byte_books", "feature_bits"):
+    for section in (*_SECTIONS, "feature_bits"):
         jobs = 0
         for entry in config[section]:
             sizes = [len(entry[key]) for key in _LISTS if key in entry]

@@ -14,6 +14,7 @@ KEYS_OF_POLICY = {
     "full": (),
     "exact": (
         "bits",
+        "layer_bits",
         "projection_ratio",
         "rows_per_block",
         "boundaries",
@@ -59,24 +60,37 @@ def problems_of_methods(methods: Mapping[str, Any], schema: Any) -> Iterator[str
 
 
 def _problems_of_exact(method: Mapping[str, Any], path: str) -> Iterator[str]:
-    if "bits" not in method:
-        yield f"{path}.bits: is missing; policy exact needs 1, 2, 4, 8 or 32"
-    elif method.get("boundaries") == "clipped_normal" and method["bits"] in (1, 32):
+    yield from _problems_of_widths(method, path)
+    bits = set(_widths(method))
+    if method.get("boundaries") == "clipped_normal" and bits and bits <= {1, 32}:
         yield (
             f"{path}.boundaries: clipped_normal moves the inner bin edges, and "
-            f"{method['bits']} bits have none; take 2, 4 or 8 bits, or even"
+            f"{' or '.join(map(str, sorted(bits)))} bits have none; take 2, 4 or 8 "
+            "bits, or even"
         )
+
+
+def _problems_of_widths(method: Mapping[str, Any], path: str) -> Iterator[str]:
+    """One width for all, or one for each hidden layer."""
+    if method.get("layer_bits") and method.get("bits", NOT_COMPRESSED) != 32:
+        yield f"{path}.bits: layer_bits says the bits of each layer; leave one out"
+    elif not _widths(method):
+        yield (
+            f"{path}.bits: is missing; policy {method['policy']} needs 1, 2, 4, 8 or 32"
+        )
+
+
+def _widths(method: Mapping[str, Any]) -> list[int]:
+    """Bits that a method names, of all or of each hidden layer."""
+    if method.get("layer_bits"):
+        return list(method["layer_bits"])
+    return [method["bits"]] if "bits" in method else []
 
 
 def _problems_of_lean(method: Mapping[str, Any], path: str) -> Iterator[str]:
     rows = method.get("rows_per_block", 1)
-    widths = method.get("layer_bits") or [method.get("bits")]
-    if method.get("layer_bits") and method.get("bits", NOT_COMPRESSED) != 32:
-        yield f"{path}.bits: layer_bits says the bits of each layer; leave one out"
-    elif widths == [None]:
-        yield f"{path}.bits: is missing; policy lean needs 1, 2, 4, 8 or 32"
-        return
-    for bits in widths:
+    yield from _problems_of_widths(method, path)
+    for bits in _widths(method):
         if bits < 8 and rows % (8 // bits):
             yield (
                 f"{path}.rows_per_block: expected a multiple of {8 // bits}, because a "

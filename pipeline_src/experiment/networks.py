@@ -84,10 +84,24 @@ def keep_of(
     def keep(name: str, width: int, may_project: bool) -> Compressor:
         ratio = method.projection_ratio if may_project else 1
         size = block_size(count_projected(width, ratio), method)
-        boundaries = solved(method.bits, size, False)
-        return Compressor(method.bits, size, ratio, boundaries, compile).to(device)
+        bits = _bits_of(method, name)
+        boundaries = solved(bits, size, False)
+        return Compressor(bits, size, ratio, boundaries, compile).to(device)
 
     return keep
+
+
+def _bits_of(method: MethodSpec, name: str) -> int:
+    """Bits of an activation such as layer2.input or layer1.batch_norm.
+
+    An input takes the bits of the hidden layer it lies behind, the network's input
+    those of the first.
+    """
+    if not method.layer_bits:
+        return method.bits
+    layer, part = name.split(".")
+    hidden = int(layer.removeprefix("layer")) - (1 if part == "batch_norm" else 2)
+    return method.layer_bits[max(hidden, 0)]
 
 
 def lean_of(

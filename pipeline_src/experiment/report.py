@@ -47,6 +47,7 @@ def write_report(
     captions: str,
     checks: str,
     features: xr.Dataset | None = None,
+    settings: xr.Dataset | None = None,
 ) -> str:
     """Return the page.
 
@@ -57,14 +58,20 @@ def write_report(
         captions: Jinja template of a caption, given `snakemake.wildcards.figure`.
         checks: what was checked, one line each.
         features: collected bits of stored features, for the provenance, if any.
+        settings: collected settings of activation compression, likewise.
     """
+    others = [dataset for dataset in (features, settings) if dataset]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     return environment.from_string(_PAGE).render(
         graphs=", ".join(
             dict.fromkeys(
                 _distinct(runs, "graph")
                 + _distinct(runs, "measurement_graph")
-                + (_distinct(features, "measurement_graph") if features else [])
+                + [
+                    graph
+                    for dataset in others
+                    for graph in _distinct(dataset, "measurement_graph")
+                ]
             )
         ),
         sections=[read_markdown(table) for table in tables],
@@ -73,7 +80,7 @@ def write_report(
             for name, formats in figures.items()
         ],
         checks=checks.strip().splitlines(),
-        provenance=provenance_rows(runs, features),
+        provenance=provenance_rows(runs, others),
     )
 
 
@@ -98,12 +105,12 @@ def read_markdown(page: str) -> Section:
 
 
 def provenance_rows(
-    runs: xr.Dataset, features: xr.Dataset | None = None
+    runs: xr.Dataset, others: Sequence[xr.Dataset] = ()
 ) -> list[tuple[str, str]]:
     """Return what the records were made with; several values where they differ."""
     texts = [*_distinct(runs, "provenance"), *_distinct(runs, "measurement_provenance")]
-    if features:
-        texts += _distinct(features, "provenance")
+    for dataset in others:
+        texts += _distinct(dataset, "provenance")
     values: dict[str, list[str]] = {}
     for text in texts:
         for name, value in _flatten(json.loads(text)):

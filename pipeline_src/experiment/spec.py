@@ -53,7 +53,7 @@ class MethodSpec:
     rows_per_block: int = 1  # projected rows that share one scale (papers: G/R)
     boundaries: str = "even"  # or "clipped_normal"
     max_block_size: int = MAX_BLOCK_SIZE  # values
-    layer_bits: tuple[int, ...] = ()  # lean: of hidden layers 1, 2, ...; () for bits
+    layer_bits: tuple[int, ...] = ()  # of hidden layers 1, 2, ...; () for bits
     without: tuple[str, ...] = ()  # lean: ideas that are switched off, for ablation
     technique: str = "eager"  # pyg: how memory is saved
     memory_budget: float = 1.0  # pyg: share of activations that compilation may keep

@@ -68,7 +68,7 @@ def train_run(
             continue
         if memory is None:
             memory = measure_step_memory(Trainer(spec, graph, boundaries_of, seed))
-        scalars, curves = _train_seed(Trainer(spec, graph, boundaries_of, seed))
+        scalars, curves = train_seed(Trainer(spec, graph, boundaries_of, seed))
         part = records.run_record(
             json.dumps(spec.to_json(), sort_keys=True),
             provenance,
@@ -82,8 +82,12 @@ def train_run(
     return xr.concat(parts, dim="seed", data_vars="all", combine_attrs="override")
 
 
-def _train_seed(trainer: Trainer) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Train to the end: scalars and curves, named as in the run record."""
+def train_seed(trainer: Trainer) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Train to the end: scalars and curves, named as in the run record.
+
+    Raises:
+        FloatingPointError: if the loss or an activation stops being finite.
+    """
     epochs = trainer.spec.training.epochs
     losses = torch.empty(epochs, device=trainer.device)
     accuracies = torch.empty(epochs, 3, device=trainer.device)

@@ -19,6 +19,7 @@ from pipeline_src.figures.positions import (
 )
 from pipeline_src.figures.runs import plot_accuracy_memory, plot_training_curves
 from pipeline_src.figures.scaling import plot_scaling
+from pipeline_src.figures.settings import plot_setting_front
 
 FIGURES = (
     "accuracy_memory",
@@ -33,6 +34,7 @@ FIGURES = (
     "training_curves",
     "bit_search",
     "bit_front",
+    "setting_front",
 )
 
 
@@ -42,6 +44,7 @@ def plot_figure(
     distributions: Sequence[xr.Dataset],
     boundaries: xr.Dataset,
     features: xr.Dataset | None = None,  # where bits of stored features are asked for
+    settings: xr.Dataset | None = None,  # where activation settings are searched
 ) -> ggplot:
     """Return the figure of that name.
 
@@ -73,4 +76,6 @@ def plot_figure(
             return plot_bit_search(xr.Dataset() if features is None else features)
         case "bit_front":
             return plot_bit_front(xr.Dataset() if features is None else features)
+        case "setting_front":
+            return plot_setting_front(xr.Dataset() if settings is None else settings)
     raise ValueError(f"figure must be one of {FIGURES}, got {name!r}")

@@ -12,6 +12,7 @@ http(s) address that holds the files in the layout of the usual loaders,
     <mirror>/Photo/raw/amazon_electronics_photo.npz      of Amazon, as Computers
     <mirror>/CS/raw/ms_academic_cs.npz   of Coauthor; Physics: ms_academic_phy.npz
     <mirror>/Flickr/raw/adj_full.npz     and feats.npy, class_map.json, role.json
+    <mirror>/Reddit/raw/reddit_data.npz  and reddit_graph.npz
     <mirror>/ogbn_arxiv/raw/edge.csv.gz  ogb's folder, which is arxiv.zip unpacked
     <mirror>/ogbn_arxiv/split/time/train.csv.gz
 
@@ -40,7 +41,8 @@ TIMEOUT = 60  # seconds without a byte
 PIECE = 1 << 20  # bytes read at once
 SCRATCH = ".tmp"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-MAX_BYTES = 1 << 32  # of one raw file; the largest, Flickr's features, have 0.4 GB
+# Of one raw file; Reddit's features, the largest, have 1.1 GB if kept as float64.
+MAX_BYTES = 1 << 32
 # What reading a damaged zip archive can raise.
 ZIP_DAMAGE = (
     EOFError,
@@ -188,14 +190,14 @@ def _unpack(archive: Path, source: RawSource, complete: Path) -> None:
                         "outside its folder: the archive is not the published one"
                     )
             for file in source.files:
-                name = f"{source.archive_folder}/{file.path}"
+                name = source.member(file)
                 # Its bytes alone: a link or a device of the archive becomes a file.
                 with members.open(name) as member:
                     _write_bounded(member, complete / file.path, name)
     except KeyError as error:
         raise FetchError(
             f"{source.archive} lacks a file: {error.args[0]}; expected "
-            + ", ".join(f"{source.archive_folder}/{file.path}" for file in source.files)
+            + ", ".join(source.member(file) for file in source.files)
         ) from error
     except ZIP_DAMAGE as error:
         raise FetchError(

@@ -4,7 +4,8 @@ Bytes follow from counts alone, so a shape is all that a book of bytes needs, an
 synthetic graphs are drawn to these very counts. Sources: ogbn-arxiv, the label and
 split files of RELEASE_v1, with 1,166,243 citations merged to 1,157,799 undirected
 pairs; ogbn-products, the published counts of Open Graph Benchmark; Flickr, GraphSAINT's
-files; Cora, CiteSeer and PubMed, their files with the public split.
+files; Reddit, the counts that torch_geometric and DGL publish; Cora, CiteSeer and
+PubMed, their files with the public split.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class GraphSizes:
 
 ARXIV = GraphSizes(169_343, 2_315_598, 128, 40, 90_941, 29_799)
 FLICKR = GraphSizes(89_250, 899_756, 500, 7, 44_625, 22_312)
+REDDIT = GraphSizes(232_965, 114_615_892, 602, 41, 153_431, 23_831)
 PRODUCTS = GraphSizes(2_449_029, 123_718_280, 100, 47, 196_615, 39_323)
 
 
@@ -50,6 +52,7 @@ def scaled_arxiv(num_nodes: int) -> GraphSizes:
 GRAPH_SIZES: dict[str, GraphSizes] = {
     "arxiv_shape": ARXIV,
     "flickr_shape": FLICKR,
+    "reddit_shape": REDDIT,
     "products_shape": PRODUCTS,
     "nodes_10k": scaled_arxiv(10_000),
     "nodes_30k": scaled_arxiv(30_000),
@@ -60,5 +63,6 @@ GRAPH_SIZES: dict[str, GraphSizes] = {
     "citeseer": GraphSizes(3_327, 9_104, 3_703, 6, 120, 500),
     "pubmed": GraphSizes(19_717, 88_648, 500, 3, 60, 500),
     "flickr": FLICKR,
+    "reddit": REDDIT,
     "ogbn_arxiv": ARXIV,
 }

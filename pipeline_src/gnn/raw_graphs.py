@@ -1,17 +1,17 @@
 """Raw files of published graphs -> Graph, with what torch_geometric's loaders give.
 
 Features, labels, edges and public splits equal those of torch_geometric (Planetoid,
-Amazon, Coauthor, Flickr) and ogb (ogbn-arxiv), which the tests take as oracles. Their
-classes are not used: they fetch without checksums, cache beside the raw files, and
-ogb's asks questions on the terminal and loads pickles that torch refuses. Here the raw
-files are read as data: nothing in them can execute.
+Amazon, Coauthor, Flickr, Reddit) and ogb (ogbn-arxiv), which the tests take as oracles.
+Their classes are not used: they fetch without checksums, cache beside the raw files,
+and ogb's asks questions on the terminal and loads pickles that torch refuses. Here the
+raw files are read as data: nothing in them can execute.
 
 Decisions:
 * Planetoid features are row-normalised by default (`normalize_rows`), as in the
   common examples for these graphs; all others are left as their loaders give them.
 * Amazon and Coauthor have no published split: 60/20/20 per class, from SPLIT_SEED.
 * ogbn-arxiv is symmetrised, as in the experiments on compressed activations; Flickr
-  is taken as shipped.
+  and Reddit are taken as shipped.
 """
 
 import gzip
@@ -153,6 +153,33 @@ def read_flickr(graph: str, folder: Path) -> Graph:
     )
 
 
+def read_reddit(graph: str, folder: Path) -> Graph:
+    """Reddit (Hamilton et al. 2017) in DGL's two files, features and edges as shipped.
+
+    node_types says which nodes train (1), validate (2) and test (3).
+    """
+    raw = folder / "raw"
+    with np.load(raw / "reddit_graph.npz", allow_pickle=False) as file:
+        source, target = file["row"], file["col"]
+    with np.load(raw / "reddit_data.npz", allow_pickle=False) as file:
+        features = file["feature"].astype(np.float32)
+        labels = file["label"].astype(np.int64)
+        node_types = file["node_types"]
+    train, validation, test = (
+        index_tensor(np.flatnonzero(node_types == kind)) for kind in (1, 2, 3)
+    )
+    return Graph(
+        name=graph,
+        features=torch.from_numpy(features),
+        labels=torch.from_numpy(labels),
+        train_index=train,
+        validation_index=validation,
+        test_index=test,
+        adjacency=adjacency_from_edges(source, target, len(features), symmetrize=False),
+        num_classes=int(labels.max()) + 1,
+    )
+
+
 def read_ogbn_arxiv(graph: str, folder: Path) -> Graph:
     """ogbn-arxiv (Hu et al. 2020) from its plain csv.gz files, split by time.
 
@@ -195,6 +222,7 @@ READERS: dict[str, Callable[[str, Path], Graph]] = {
     "coauthor_cs": read_gnn_benchmark,
     "coauthor_physics": read_gnn_benchmark,
     "flickr": read_flickr,
+    "reddit": read_reddit,
     "ogbn_arxiv": read_ogbn_arxiv,
 }
 

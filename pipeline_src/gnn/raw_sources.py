@@ -8,10 +8,12 @@ file (`git hash-object`). Where no trustworthy value is known there is none.
 """
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 PLANETOID = "https://github.com/kimiyoung/planetoid/raw/master/data"
 GNN_BENCHMARK = "https://github.com/shchur/gnn-benchmark/raw/master/data/npz"
 GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?confirm=t&id="
+DGL = "https://data.dgl.ai/dataset"
 OGB = "http://snap.stanford.edu/ogb/data/nodeproppred"
 
 
@@ -32,6 +34,17 @@ class RawSource:
     files: tuple[RawFile, ...]
     archive: str | None = None  # address of a zip that holds the files ...
     archive_folder: str = ""  # ... below this folder
+    archive_omits: str = ""  # folder of all the files that the archive does not have
+
+    def member(self, file: RawFile) -> str:
+        """Name of a file in the archive.
+
+        >>> reddit = RAW_SOURCES["Reddit"]
+        >>> reddit.files[0].path, reddit.member(reddit.files[0])
+        ('raw/reddit_data.npz', 'reddit_data.npz')
+        """
+        path = PurePosixPath(file.path).relative_to(self.archive_omits)
+        return str(PurePosixPath(self.archive_folder) / path)
 
 
 def _planetoid(name: str, checksums: dict[str, str]) -> RawSource:
@@ -132,6 +145,12 @@ RAW_SOURCES: dict[str, RawSource] = {
                 "role.json": "1htXCtuktuCW8TR8KiKfrFDAxUgekQoV7",
             }.items()
         ),
+    ),
+    "Reddit": RawSource(
+        "reddit",
+        (RawFile("raw/reddit_data.npz"), RawFile("raw/reddit_graph.npz")),
+        archive=f"{DGL}/reddit.zip",
+        archive_omits="raw",
     ),
     "ogbn_arxiv": RawSource(
         "ogbn_arxiv",

@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pipeline_src.experiment.activation_plans import activation_plans
 from pipeline_src.experiment.claims import ClaimedError, claim, holder_of
 from pipeline_src.experiment.configuration import (
     ConfigurationError,
@@ -67,6 +68,13 @@ MEASURED_NETWORKS = {
 NETWORKS = MEASURED_NETWORKS | {
     plan.selection.name: (plan.selection, plan) for plan in FEATURES.values()
 }
+SEARCHES = {plan.name: plan for plan in activation_plans(CONFIG)}
+# Blocks of fresh seeds on which selected settings are measured, and the plan of each.
+FRESH_SEEDS = {
+    name: (block, plan)
+    for plan in SEARCHES.values()
+    for name, block in plan.measured.items()
+}
 FORMATS = CONFIG["figures"]["formats"]
 COLLECTED_TABLES = [
     "accuracy",
@@ -78,7 +86,12 @@ COLLECTED_TABLES = [
     *(["kernels"] if KERNELS else []),
     *(["selected_bits", "sgquant", "abs_search"] if FEATURES else []),
 ]
-TABLES = [*COLLECTED_TABLES, *(["byte_books"] if BYTE_BOOKS else [])]
+SETTING_TABLES = ["activation_settings", "activation_search"]
+TABLES = [
+    *COLLECTED_TABLES,
+    *(SETTING_TABLES if SEARCHES else []),
+    *(["byte_books"] if BYTE_BOOKS else []),
+]
 METHODS = [spec.method for plan in MEASUREMENTS.values() for spec in plan.specs]
 FIGURES = [
     *(["accuracy_memory", "training_curves"] if CELLS else []),
@@ -89,6 +102,7 @@ FIGURES = [
     *(["ablation"] if any(method.without for method in METHODS) else []),
     *(["position_histograms", "quantile_quantile"] if CAPTURES else []),
     *(["bit_search", "bit_front"] if FEATURES else []),
+    *(["setting_front"] if SEARCHES else []),
 ]
 CAPTIONS = os.path.relpath(ROOT / "workflow" / "report" / "figure.rst")
 # A request, not a limit; on a cluster the profile asks instead.
@@ -110,6 +124,10 @@ wildcard_constraints:
     figure=one_of(FIGURES),
     features=one_of(FEATURES),
     networks=one_of(NETWORKS),
+    search=one_of(SEARCHES),
+    fresh=one_of(FRESH_SEEDS),
+    round="[1-9][0-9]*",
+    part="[0-9]+",
 
 
 def sources(rule):
@@ -228,6 +246,74 @@ def search_of_features(wildcards):
     return FEATURES[wildcards.features].search.to_params()
 
 
+def graph_of_search(wildcards):
+    return graph_file(SEARCHES[wildcards.search].search.run.graph)
+
+
+def boundaries_of_search(wildcards):
+    needed = SEARCHES[wildcards.search].search.needs_boundaries
+    return "<results>/boundaries.nc" if needed else []
+
+
+def params_of_search(wildcards):
+    return SEARCHES[wildcards.search].search.to_params()
+
+
+def evaluations_per_job_of_search(wildcards):
+    return SEARCHES[wildcards.search].evaluations_per_job
+
+
+def round_file(search, number):
+    return f"<results>/activations/rounds/{search}-{number}.nc"
+
+
+def evaluation_files(search, number):
+    """All parts of a round's evaluations."""
+    folder = "<results>/activations/evaluations"
+    parts = range(SEARCHES[search].num_parts)
+    return [f"{folder}/{search}-{number}-{part}.nc" for part in parts]
+
+
+def previous_round(wildcards):
+    number = int(wildcards.round) - 1
+    return round_file(wildcards.search, number) if number else []
+
+
+def evaluations_of_previous_round(wildcards):
+    number = int(wildcards.round) - 1
+    return evaluation_files(wildcards.search, number) if number else []
+
+
+def last_round(wildcards):
+    return round_file(wildcards.search, SEARCHES[wildcards.search].rounds)
+
+
+def evaluations_of_last_round(wildcards):
+    return evaluation_files(wildcards.search, SEARCHES[wildcards.search].rounds)
+
+
+def graph_of_fresh_seeds(wildcards):
+    return graph_file(FRESH_SEEDS[wildcards.fresh][0].graph)
+
+
+def boundaries_of_fresh_seeds(wildcards):
+    needed = FRESH_SEEDS[wildcards.fresh][1].needs_boundaries
+    return "<results>/boundaries.nc" if needed else []
+
+
+def selection_of_fresh_seeds(wildcards):
+    plan = FRESH_SEEDS[wildcards.fresh][1]
+    return f"<results>/activations/selections/{plan.name}.nc"
+
+
+def block_of_fresh_seeds(wildcards):
+    return FRESH_SEEDS[wildcards.fresh][0].to_params()
+
+
+def methods_of_fresh_seeds(wildcards):
+    return FRESH_SEEDS[wildcards.fresh][1].methods_to_params()
+
+
 def forget_dead_workflows():
     """Remove the lock that a killed workflow left, if none is at work in this folder."""
     if not workflow.is_main_process:
@@ -276,7 +362,10 @@ def warn_of_plain_kernels():
 def print_summary():
     """The tables that most readers want first, in the terminal."""
     results = Path("results") / CONFIG["run"]
-    untrained = ["selected_bits"] if FEATURES else ["training"]
+    untrained = [
+        *(["selected_bits"] if FEATURES else []),
+        *(["activation_settings"] if SEARCHES else []),
+    ] or ["training"]
     for table in ["accuracy", "memory"] if CELLS else untrained:
         path = results / "tables" / f"{table}.md"
         if path.exists():

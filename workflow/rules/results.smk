@@ -68,12 +68,28 @@ rule write_byte_books:
         "../scripts/write_byte_books.py"
 
 
+rule write_setting_tables:
+    input:
+        settings="<results>/activation_settings.nc",
+        sources=sources("write_setting_tables"),
+    output:
+        collect("<results>/tables/{table}", table=tables(SETTING_TABLES)),
+    log:
+        "<logs>/write_setting_tables.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/write_setting_tables.py"
+
+
 rule plot_figure:
     input:
         runs="<results>/runs.nc",
         distributions=collect("<results>/distributions/{capture}.nc", capture=CAPTURES),
         boundaries="<results>/boundaries.nc",
         features="<results>/features.nc" if FEATURES else [],
+        settings="<results>/activation_settings.nc" if SEARCHES else [],
         sources=sources("plot_figure"),
     output:
         report(
@@ -104,6 +120,7 @@ rule write_report:
         ),
         runs="<results>/runs.nc",
         features="<results>/features.nc" if FEATURES else [],
+        settings="<results>/activation_settings.nc" if SEARCHES else [],
         checks="<results>/checks.txt",
         captions=CAPTIONS,
         sources=sources("write_report"),

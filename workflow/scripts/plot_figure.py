@@ -15,6 +15,7 @@ def main(
     distribution_paths: list[Path],
     boundaries_path: Path,
     features_path: Path | None,
+    settings_path: Path | None,
     figure_paths: list[Path],
 ) -> None:
     plot = plot_figure(
@@ -23,6 +24,7 @@ def main(
         [read_dataset(path) for path in distribution_paths],
         read_dataset(boundaries_path),
         read_dataset(features_path) if features_path else None,
+        read_dataset(settings_path) if settings_path else None,
     )
     for path in figure_paths:
         write_whole(path, render(plot, path.suffix.removeprefix(".")))
@@ -30,6 +32,7 @@ def main(
 
 if __name__ == "__main__":
     features = snakemake.input.get("features")
+    settings = snakemake.input.get("settings")
     with job_log(snakemake):
         main(
             snakemake.wildcards.figure,
@@ -37,5 +40,6 @@ if __name__ == "__main__":
             [Path(path) for path in snakemake.input.get("distributions", [])],
             Path(snakemake.input.boundaries),
             Path(features) if features else None,
+            Path(settings) if settings else None,
             [Path(path) for path in snakemake.output],
         )

@@ -10,6 +10,7 @@ from pipeline_src.whole_files import write_whole
 def main(
     runs_path: Path,
     features_path: Path | None,
+    settings_path: Path | None,
     table_paths: list[Path],
     figure_paths: list[Path],
     checks_path: Path,
@@ -27,16 +28,19 @@ def main(
         captions_path.read_text(encoding="utf-8"),
         checks_path.read_text(encoding="utf-8"),
         records.read_dataset(features_path) if features_path else None,
+        records.read_dataset(settings_path) if settings_path else None,
     )
     write_whole(report_path, page)
 
 
 if __name__ == "__main__":
     features = snakemake.input.get("features")
+    settings = snakemake.input.get("settings")
     with job_log(snakemake):
         main(
             Path(snakemake.input.runs),
             Path(features) if features else None,
+            Path(settings) if settings else None,
             [Path(path) for path in snakemake.input.tables],
             [Path(path) for path in snakemake.input.figures],
             Path(snakemake.input.checks),

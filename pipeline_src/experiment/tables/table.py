@@ -25,6 +25,8 @@ _TEXT_COLUMNS = {
     "strategy",
     "measured",
     "without",
+    "setting",
+    "within",
     "layer",
     "tensor",
     "projected",

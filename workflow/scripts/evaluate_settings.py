@@ -1,0 +1,55 @@
+"""Rule evaluate_settings: proposals of a round in, accuracies of a part of them out."""
+
+from pathlib import Path
+
+from pipeline_src.experiment.activation_evaluation import evaluate_settings
+from pipeline_src.experiment.activation_plans import ActivationSearch
+from pipeline_src.experiment.activation_space import waiting_settings
+from pipeline_src.experiment.job_log import job_log
+from pipeline_src.experiment.parts import parts_folder
+from pipeline_src.experiment.records import read_dataset, write_dataset
+from pipeline_src.experiment.solved_boundaries import read_boundaries
+from pipeline_src.experiment.spec import resume_key
+from pipeline_src.gnn.graph_files import read_graph
+
+
+def main(
+    search: ActivationSearch,
+    part: slice,
+    inputs: dict[str, str],  # graph, proposals, perhaps boundaries
+    sources: list[str],
+    path: Path,
+) -> None:
+    key = resume_key(search.run, [*inputs.values(), *sources])
+    edges = inputs.get("boundaries")
+    with parts_folder(path, key) as partial_dir:
+        evaluations = evaluate_settings(
+            search,
+            waiting_settings(read_dataset(inputs["proposals"]))[part],
+            read_graph(inputs["graph"]),
+            read_boundaries(edges) if edges else None,
+            partial_dir=partial_dir,
+        )
+        write_dataset(evaluations, path)
+
+
+if __name__ == "__main__":
+    with job_log(snakemake, echo=True):
+        config, size = snakemake.config, snakemake.params.evaluations_per_job
+        first = int(snakemake.params.part) * size
+        names = ("graph", "proposals", "boundaries")
+        main(
+            ActivationSearch.from_params(
+                snakemake.params.search,
+                device=config["device"],
+                compile=config["compile"],
+            ),
+            slice(first, first + size),
+            {
+                name: snakemake.input[name]
+                for name in names
+                if snakemake.input.get(name)
+            },
+            list(snakemake.input.sources),
+            Path(snakemake.output.evaluations),
+        )

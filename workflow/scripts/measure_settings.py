@@ -1,0 +1,54 @@
+"""Rule measure_settings: chosen settings in, accuracy and bytes on fresh seeds out."""
+
+from pathlib import Path
+
+from pipeline_src.experiment.activation_measurement import measure_settings
+from pipeline_src.experiment.activation_plans import methods_from_params
+from pipeline_src.experiment.job_log import job_log
+from pipeline_src.experiment.parts import parts_folder
+from pipeline_src.experiment.records import read_dataset, write_dataset
+from pipeline_src.experiment.solved_boundaries import read_boundaries
+from pipeline_src.experiment.spec import RunSpec, resume_key, source_digest
+from pipeline_src.gnn.graph_files import read_graph
+
+
+def main(
+    block: RunSpec,
+    methods: str,
+    inputs: dict[str, str],  # graph, selection, perhaps boundaries
+    sources: list[str],
+    path: Path,
+) -> None:
+    key = resume_key(block, [*inputs.values(), *sources])
+    edges = inputs.get("boundaries")
+    with parts_folder(path, key) as partial_dir:
+        record = measure_settings(
+            block,
+            methods_from_params(methods),
+            read_dataset(inputs["selection"]),
+            read_graph(inputs["graph"]),
+            read_boundaries(edges) if edges else None,
+            source_digest=source_digest(sources),
+            partial_dir=partial_dir,
+        )
+        write_dataset(record, path)
+
+
+if __name__ == "__main__":
+    with job_log(snakemake, echo=True):
+        config, names = snakemake.config, ("graph", "selection", "boundaries")
+        main(
+            RunSpec.from_params(
+                snakemake.params.block,
+                device=config["device"],
+                compile=config["compile"],
+            ),
+            snakemake.params.methods,
+            {
+                name: snakemake.input[name]
+                for name in names
+                if snakemake.input.get(name)
+            },
+            list(snakemake.input.sources),
+            Path(snakemake.output.measurement),
+        )
