@@ -266,7 +266,7 @@ SMALL = {"run": "a", "models": {}, "methods": {}, "sweeps": []}
         ({"sweeps": [None] * 10_000}, "top level: expected at most 10000 values"),
         ({"kernels": {"rows": 10**5000}}, "kernels.rows: expected an integer of at "),
         ({"compile": 10**5000}, "compile: expected an integer of at most 64 bits, got"),
-        ({"a\nb": 1}, r"'a\\nb': unknown key; allowed: byte_books"),
+        ({"a\nb": 1}, r"'a\\nb': unknown key; allowed: activation_searches"),
         ({"run": object()}, "run: expected text, got a value of type object"),
         ({"run": "published"}, "run: expected another name than 'published'"),
         ({"pathvars": {"results": "/etc"}}, "pathvars: unknown key"),

@@ -42,6 +42,7 @@ def test_results_in_a_fresh_clone_bring_their_state_or_are_touched(
         shutil.copytree(undisturbed / part, clone / part)
     date(clone, time.time(), "pipeline_src")
     assert clone.planned(FP32) == {"prepare_graph", "train_run"}
+    shutil.rmtree(clone / ".snakemake")  # of the dry run
     shutil.copytree(undisturbed / ".snakemake", clone / ".snakemake")
     assert not clone.planned(FP32)
     shutil.rmtree(clone / ".snakemake")

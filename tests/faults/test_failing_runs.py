@@ -12,19 +12,19 @@ from workplace import FP32, TINY, Workplace, copy_of
 from pipeline_src.experiment.job_log import explain, job_log
 
 WILD = """
-  wild: {layer: sage, num_layers: 2, hidden: 8, batch_norm: false}
-  wide: {layer: sage, num_layers: 2, hidden: 600000}
+  wild: {layer: sage, num_layers: 16, hidden: 8, batch_norm: false}
+  wide: {layer: sage, num_layers: 3, hidden: 65536}
 methods:"""
 SWEEPS = """
   - {graphs: [digits], models: [wild], methods: [fp32], seeds: 1,
-     training: {epochs: 3, learning_rate: 1.0e+30}}
+     training: {epochs: 3, learning_rate: 1000}}
   - {graphs: [digits], models: [wide], methods: [fp32], seeds: 1,
      training: {epochs: 1}}
 figures:"""
 FAILING = TINY.replace("\nmethods:", WILD).replace("\nfigures:", SWEEPS)
 DIVERGED = "results/tiny/runs/digits-wild-fp32-s0to0.nc"
 LARGE = "results/tiny/runs/digits-wide-fp32-s0to0.nc"
-ADDRESSES = 6 << 30  # bytes; an activation of the model "wide" takes 4 GiB
+ADDRESSES = 6 << 30  # bytes; weights between the layers of "wide" take 16 GiB
 
 
 def end_of_log(text):

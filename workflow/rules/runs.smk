@@ -3,6 +3,10 @@ onstart:
     warn_of_plain_kernels()
 
 
+onsuccess:
+    print_summary()
+
+
 rule train_run:
     input:
         graph=graph_of_run,

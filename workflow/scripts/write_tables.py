@@ -8,11 +8,7 @@ from pipeline_src.experiment.tables.ablation import ablation_table
 from pipeline_src.experiment.tables.accuracy import accuracy_table
 from pipeline_src.experiment.tables.boundaries import boundaries_table
 from pipeline_src.experiment.tables.distributions import distribution_table
-from pipeline_src.experiment.tables.features import (
-    feature_table,
-    search_table,
-    selected_table,
-)
+from pipeline_src.experiment.tables.features import feature_tables
 from pipeline_src.experiment.tables.kernels import kernel_table
 from pipeline_src.experiment.tables.memory import memory_table
 from pipeline_src.experiment.tables.table import to_csv, to_markdown
@@ -42,10 +38,7 @@ def main(
     if kernels_path:
         tables["kernels"] = kernel_table(read_dataset(kernels_path))
     if features_path:
-        features = read_dataset(features_path)
-        tables["sgquant"] = feature_table(features)
-        tables["abs_search"] = search_table(features)
-        tables["selected_bits"] = selected_table(features)
+        tables |= feature_tables(read_dataset(features_path))
     for name, table in tables.items():
         write_whole(outputs[f"{name}.md"], to_markdown(table))
         write_whole(outputs[f"{name}.csv"], to_csv(table))

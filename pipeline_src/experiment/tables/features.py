@@ -52,6 +52,19 @@ _SEARCH_COLUMNS = {
 }
 
 
+def feature_tables(features: xr.Dataset) -> dict[str, Table]:
+    """All tables of stored features, by the names of their files.
+
+    Args:
+        features: as feature_collecting.collect_features makes it.
+    """
+    return {
+        "selected_bits": selected_table(features),
+        "sgquant": feature_table(features),
+        "abs_search": search_table(features),
+    }
+
+
 def feature_table(features: xr.Dataset) -> Table:
     """Bytes and test accuracy of each method on fresh seeds.
 
