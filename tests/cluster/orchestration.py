@@ -4,7 +4,7 @@
 
 The sweep is made of cells of one network on the embedded digits; a training takes about
 one second of one core, and the seeds of a cell share a job. It runs from an empty
-folder with one core, in two calls: to the last record, and on to the report.
+folder with one core, to the last record.
 
 Seconds come in two kinds. Wall seconds count other work on the machine too. CPU seconds
 are user and system time of Snakemake and of all its jobs, and those of the trainings
@@ -122,7 +122,7 @@ def recorded_seconds(folder: Path) -> float:
     )
 
 
-def sweep_rows(cells: int, seeds: int) -> list[dict[str, object]]:
+def sweep_row(cells: int, seeds: int) -> dict[str, object]:
     step, evaluation = cpu_seconds_of_an_epoch()
     epochs = round(1 / (step + evaluation))
     runs = cells * seeds
@@ -133,8 +133,7 @@ def sweep_rows(cells: int, seeds: int) -> list[dict[str, object]]:
         (folder / "config" / "config.yaml").write_text(text)
         wall, cpu = snakemake("--cores", "1", "--until", "train_run", folder=folder)
         recorded = recorded_seconds(folder)
-        rest_wall, rest_cpu = snakemake("--cores", "1", folder=folder)
-    sweep = {
+    return {
         "call": "sweep, to the last record",
         "runs": runs,
         "jobs": cells,
@@ -147,13 +146,6 @@ def sweep_rows(cells: int, seeds: int) -> list[dict[str, object]]:
         "cpu_over_steps": cpu / (runs * epochs * step),
         "wall_over_steps": wall / recorded,
     }
-    report = {
-        "call": "the same, from records to the report",
-        "runs": runs,
-        "wall_s": rest_wall,
-        "cpu_s": rest_cpu,
-    }
-    return [sweep, report]
 
 
 def dry_run_row(configuration: str) -> dict[str, object]:
@@ -185,9 +177,9 @@ def main() -> None:
     }
     rows = [
         *map(dry_run_row, ("paper", "benchmark")),
-        *sweep_rows(arguments.cells, arguments.seeds),
+        sweep_row(arguments.cells, arguments.seeds),
     ]
-    columns = list(dict.fromkeys(key for row in (rows[-2], *rows) for key in row))
+    columns = list(dict.fromkeys(key for row in (rows[-1], *rows) for key in row))
     with PUBLISHED.open("w") if arguments.publish else sys.stdout as file:
         writer = csv.DictWriter(file, [*columns, *machine], lineterminator="\n")
         writer.writeheader()
