@@ -1,5 +1,6 @@
 """kill -9, at any moment: the same command goes on, and nothing is lost."""
 
+import contextlib
 import os
 import random
 import signal
@@ -44,9 +45,10 @@ def test_a_killed_job_fails_alone_and_is_made_again(undisturbed, tmp_path):
 
     def job():
         for child in psutil.Process(process.pid).children(recursive=True):
-            command = " ".join(child.cmdline())
-            if "train_run.py" in command and list(workplace.folder.rglob("seed0.nc")):
-                return child
+            with contextlib.suppress(psutil.NoSuchProcess):  # has ended since
+                training = "train_run.py" in " ".join(child.cmdline())
+                if training and list(workplace.folder.rglob("seed0.nc")):
+                    return child
         return None
 
     wait_for(job, process).send_signal(signal.SIGKILL)
