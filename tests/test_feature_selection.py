@@ -1,10 +1,12 @@
 """Networks are trained, bits selected, and the choice measured on fresh networks."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from pipeline_src.experiment import (
     feature_measurement,
@@ -172,6 +174,36 @@ def test_a_measurement_has_all_methods_and_their_bytes(measured, fresh):
     assert measured["full_test_accuracy"].values == pytest.approx(
         fresh["test_accuracy"].values
     )
+
+
+def test_uniform_bits_do_not_depend_on_what_the_search_may_do_to_attention():
+    """Four bits and ranges of a receiver, though the search has neither."""
+    graph = synthetic_graph(60, 300, 8, 3, seed=2)
+    blocks = [FeatureTraining("made-up", "agnn", 2, (first,)) for first in (1000, 0)]
+    chose, fresh = (train_networks(block, graph, device="cpu") for block in blocks)
+    daring = replace(
+        SEARCH,
+        candidate_bits=(1, 2, 32),
+        least_attention_bits=1,
+        attention_range="tensor",
+        equal_bits=None,
+        max_drop=100.0,
+    )
+    rows = [
+        measure_feature_bits(
+            FeatureMeasurement((1,), (), 0),
+            fresh,
+            select_feature_bits(search, chose, graph, device="cpu"),
+            graph,
+            device="cpu",
+            compile="false",
+        ).sel({"method": "uniform 1"})
+        for search in (replace(SEARCH, equal_bits=None), daring)
+    ]
+    xr.testing.assert_identical(*(row.drop_attrs() for row in rows))
+    bits = bits_from_json(str(rows[1]["bits"].values))
+    assert bits.bits(1, "attention") == (4, 4)
+    assert bits.bits(1, "combination") == (1, 1)
 
 
 def test_a_killed_measurement_repeats_no_seed(

@@ -3,10 +3,15 @@
 Test accuracy appears here for the first time, once per method and seed, beside full
 precision's from the same weights. Bytes come in three kinds, see feature_space.py, and
 as the measured peak of inference: the input features and what a pass needs above them.
+
+Uniform bits are what one gets without choosing: one width everywhere, but at least four
+bits of attention, whose ranges are of a receiver, however little of it the search may
+keep.
 """
 
 import copy
 import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +36,10 @@ from pipeline_src.experiment.feature_plans import (
 )
 from pipeline_src.experiment.feature_selection import ABS, AVERAGE_BITS
 from pipeline_src.experiment.feature_setting import FeatureSetting
-from pipeline_src.experiment.feature_space import (
-    FeatureSpace,
-    bits_from_json,
-    bits_to_json,
-)
+from pipeline_src.experiment.feature_space import bits_from_json, bits_to_json
 from pipeline_src.experiment.feature_training import fine_tune
 from pipeline_src.experiment.meters import measure_memory
-from pipeline_src.gnn.feature_bits import FeatureBits
+from pipeline_src.gnn.feature_bits import LEAST_ATTENTION_BITS, FeatureBits
 from pipeline_src.gnn.feature_network import FeatureNetwork
 from pipeline_src.gnn.graphs import Graph
 from pipeline_src.gnn.message_plan import MessagePlan
@@ -101,17 +102,19 @@ def measure_feature_bits(
     known = FeatureTraining.from_params(selection.attrs["training"]).seeds
     if again := set(training.seeds) & set(known):
         raise ValueError(f"seeds must be fresh, but bits were selected on {again}")
-    setting = FeatureSetting.of(
-        training.model, graph, search, resolve_compile(compile, place)
-    )
-    methods = _methods(measurement, selection, setting.space)
+    fused = resolve_compile(compile, place)
+    chosen = FeatureSetting.of(training.model, graph, search, fused)
+    uniform = chosen
+    if (plain := _of_uniform_bits(search)) != search:
+        uniform = FeatureSetting.of(training.model, graph, plain, fused)
+    methods = _methods(measurement, selection, chosen, uniform)
 
     def measure_seed(seed: int) -> xr.Dataset:
         network = network_of(
             networks, training.seeds.index(seed), training.model, graph
         )
         reached_by = {  # methods may have chosen the same bits
-            one: _measured(network, graph, setting, *one, seed)
+            one: _measured(network, graph, one, seed)
             for one in dict.fromkeys(methods.values())
         }
         reached = np.array([reached_by[one] for one in methods.values()])
@@ -134,8 +137,8 @@ def measure_feature_bits(
         record[f"full_{name}"] = networks[name].assign_attrs(
             long_name=f"{networks[name].attrs['long_name']} in full precision"
         )
-    record = record.assign(_bytes(network, graph, setting, methods))
-    texts = [bits_to_json(bits) for bits, _ in methods.values()]
+    record = record.assign(_bytes(network, graph, methods))
+    texts = [bits_to_json(method.bits) for method in methods.values()]
     record = record.assign_coords(
         method=records.text_coord("method", list(methods), "method"),
         bits=records.text_coord("method", texts, "bits as JSON"),
@@ -147,52 +150,69 @@ def measure_feature_bits(
     )
 
 
-# method -> its bits, and epochs of fine-tuning
-_Methods = dict[str, tuple[FeatureBits, int]]
+@dataclass(frozen=True)
+class _Method:
+    setting: FeatureSetting
+    bits: FeatureBits
+    epochs: int = 0  # of fine-tuning
+
+
+def _of_uniform_bits(search: FeatureSearch) -> FeatureSearch:
+    """How uniform bits are stored, whatever the search may do to attention."""
+    return replace(
+        search,
+        candidate_bits=tuple(sorted({*search.candidate_bits, LEAST_ATTENTION_BITS})),
+        attention_range="receiver",
+        least_attention_bits=LEAST_ATTENTION_BITS,
+    )
 
 
 def _methods(
-    measurement: FeatureMeasurement, selection: xr.Dataset, space: FeatureSpace
-) -> _Methods:
+    measurement: FeatureMeasurement,
+    selection: xr.Dataset,
+    chosen: FeatureSetting,
+    uniform: FeatureSetting,
+) -> dict[str, _Method]:
     epochs = measurement.fine_tuning_epochs
-    methods: _Methods = {}
+    methods = {}
     names = selection["choice"].values
     for name, text in zip(names, selection["bits"].values, strict=True):
-        methods[str(name)] = bits_from_json(str(text)), 0
+        method = _Method(chosen, bits_from_json(str(text)))
+        methods[str(name)] = method
         if name == ABS and epochs:
-            methods[f"{name}{TUNED}"] = methods[str(name)][0], epochs
+            methods[f"{name}{TUNED}"] = replace(method, epochs=epochs)
     for width in measurement.uniform_bits:
         name = f"uniform {width}"
-        methods[name] = space.uniform(width), 0
+        method = _Method(uniform, uniform.space.uniform(width))
+        methods[name] = method
         if width in measurement.tuned_uniform_bits and epochs:
-            methods[f"{name}{TUNED}"] = methods[name][0], epochs
+            methods[f"{name}{TUNED}"] = replace(method, epochs=epochs)
     return methods
 
 
 def _measured(
     network: FeatureNetwork,
     graph: Graph,
-    setting: FeatureSetting,
-    bits: FeatureBits,
-    epochs: int,
+    method: _Method,
     seed: int,
 ) -> tuple[float, float]:
     """Validation and test accuracy of packed inference, after tuning a copy."""
     torch.manual_seed(seed)  # dropout of fine-tuning
-    tuned = copy.deepcopy(network)
-    fit = fine_tune(tuned, graph, setting.plan, setting.points(bits), epochs)
+    tuned, setting = copy.deepcopy(network), method.setting
+    points = setting.points(method.bits)
+    fit = fine_tune(tuned, graph, setting.plan, points, method.epochs)
     return fit.validation_accuracy, fit.test_accuracy
 
 
 def _bytes(
-    network: FeatureNetwork, graph: Graph, setting: FeatureSetting, methods: _Methods
+    network: FeatureNetwork, graph: Graph, methods: dict[str, _Method]
 ) -> dict[str, Any]:
     """Variables of METHOD_SCALARS and PLACE_SCALARS."""
-    space = setting.space
     plain = MessagePlan.of(graph.adjacency, None, network.gathered_width)
     rows = []
-    for bits, _ in methods.values():
-        points = setting.points(bits)
+    for method in methods.values():
+        setting, bits = method.setting, method.bits
+        space, points = setting.space, setting.points(bits)
         x = network.pack_input(graph.features, setting.plan, points)
         rows.append(
             (
