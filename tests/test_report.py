@@ -53,6 +53,9 @@ class Page(HTMLParser):
             self.captions.append(data.strip())
 
 
+PAIR = (("Full", "| 1 |\n"), ("Empty", ""))  # titles of tables and their rows
+
+
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory):
     return made_up_collection(tmp_path_factory.mktemp("runs"))
@@ -112,6 +115,13 @@ def test_names_are_escaped(collected):
     table = "# Title\n\nNote\n\n| method |\n| --- |\n| <b>a \\| b</b> |\n"
     page = write_report(collected, [table], {}, "", "")
     assert "&lt;b&gt;a | b&lt;/b&gt;" in page
+
+
+def test_a_table_without_rows_is_left_out(collected):
+    tables = [f"# {name}\n\n| a |\n|---|\n{rows}" for name, rows in PAIR]
+    page = write_report(collected, tables, {}, "", "")
+    assert ">Full</a>" in page
+    assert "Empty" not in page
 
 
 def test_a_table_survives_markdown(collected):

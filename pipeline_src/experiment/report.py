@@ -53,7 +53,8 @@ def write_report(
 
     Args:
         runs: the collected dataset, for the provenance.
-        tables: Markdown pages as `tables.to_markdown` writes them.
+        tables: Markdown pages as `tables.to_markdown` writes them; those without
+            rows are left out.
         figures: name of a figure -> format ("svg" or "png") -> content.
         captions: Jinja template of a caption, given `snakemake.wildcards.figure`.
         checks: what was checked, one line each.
@@ -74,7 +75,7 @@ def write_report(
                 ]
             )
         ),
-        sections=[read_markdown(table) for table in tables],
+        sections=[section for section in map(read_markdown, tables) if section.rows],
         pictures=[
             Picture(name, _caption(captions, name), _data_uri(formats))
             for name, formats in figures.items()
@@ -180,7 +181,8 @@ h1 { font-size: 1.7rem; line-height: 1.2; }
 h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #bbb; }
 nav { font-size: 0.9rem; } nav a { margin-right: 1rem; }
 p, figcaption, ul { max-width: 44rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; width: fit-content; /* to the edge of the window */
+        max-width: min(calc(100vw - 2rem), calc(50vw + 31rem)); }
 table { border-collapse: collapse; font-size: 0.8rem;
         font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: left; white-space: nowrap; }
