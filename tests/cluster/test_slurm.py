@@ -371,10 +371,9 @@ def test_a_run_that_needs_more_memory_is_given_it(undisturbed, folder):
         pytest.skip("no cgroup of memory is writable, so no job can be limited")
     (folder / ONE_SEED).unlink()
     profile = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
-    request = profile["set-resources"]["train_run"]["mem_mb"].replace("16000", "350")
-    text = through_slurm(
-        folder, "--until=train_run", f"--set-resources=train_run:mem_mb={request}"
-    )
+    request = str(profile["set-resources"]["train_run"]["mem_mb"])
+    small = f"--set-resources=train_run:mem_mb={request.replace('16000', '350')}"
+    text = through_slurm(folder, "--until=train_run", small)
     first, *more = submitted(text)
     assert job(first, "%T %m") in {"OUT_OF_MEMORY 350M", "FAILED 350M"}
     (log,) = folder.glob(f".snakemake/slurm_logs/rule_train_run/*/{first}.log")
