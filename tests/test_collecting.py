@@ -1,6 +1,7 @@
 """The collected dataset holds every record, in order, and nothing else."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pipeline_src.experiment.records import (
     run_record,
     write_dataset,
 )
+from pipeline_src.experiment.spec import params_of
 
 
 def test_the_collected_dataset_is_the_hand_written_one(tmp_path):
@@ -103,6 +105,35 @@ def test_labels_are_given_where_records_meet(tmp_path):
         assert set(labels.values()) < set(plain[f"{prefix}label"].values)
         specs = map(json.loads, collected[f"{prefix}spec"].values)
         assert "full precision" in {spec["method"]["label"] for spec in specs}
+
+
+def test_records_of_another_configuration_are_refused(tmp_path):
+    """As a job leaves them that outlived its killed workflow."""
+    runs, measurements = write_made_up(tmp_path)
+    asked = {}
+    for path in (*runs, *measurements):
+        attrs = read_dataset(path).attrs
+        specs = json.loads(attrs.get("specs") or f"[{attrs['spec']}]")
+        for spec in specs:  # what does not decide a record may differ
+            spec |= {"device": "elsewhere", "compile": "never"}
+            spec["method"]["label"] = "renamed"
+        asked[path.stem] = [params_of(spec) for spec in specs]
+    expected = collect_runs(runs, measurements)
+    xr.testing.assert_identical(collect_runs(runs, measurements, None, asked), expected)
+    other = json.loads(asked[runs[1].stem][0])
+    other["training"]["epochs"] = 77
+    asked[runs[1].stem] = [json.dumps(other)]
+    del asked[measurements[0].stem][-1]
+    with pytest.raises(ValueError, match="another configuration") as refusal:
+        collect_runs(runs, measurements, None, asked)
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == 4
+    assert re.fullmatch(
+        rf"{runs[1]}: training.epochs is \d+, 77 is asked for", lines[1]
+    )
+    most = len(asked[measurements[0].stem])
+    assert lines[2] == (f"{measurements[0]}: {most + 1} methods, {most} are asked for")
+    assert lines[3].endswith(f"rm {runs[1]} {measurements[0]}")
 
 
 @pytest.mark.parametrize("kind", ["runs only", "measurements only"])

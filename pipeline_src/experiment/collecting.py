@@ -6,7 +6,9 @@ axis per setting; what a run was asked to do stands beside it as coordinates.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from pipeline_src.experiment.records import (
     read_datasets,
     text_coord,
 )
+from pipeline_src.experiment.spec import params_of
 from pipeline_src.gnn.graph_sizes import GRAPH_SIZES
 
 METHOD_COORDS = {
@@ -46,11 +49,13 @@ def collect_runs(
     run_paths: Sequence[FilePath],
     measurement_paths: Sequence[FilePath] = (),
     labels: Mapping[str, str] | None = None,
+    asked: Mapping[str, Sequence[str]] | None = None,
 ) -> xr.Dataset:
     """Join run and measurement records into one tidy dataset, in the order given.
 
     `labels` gives methods, by their names, the labels of tables and figures; where it
-    is silent those of the records hold.
+    is silent those of the records hold. `asked` is what each record should hold, by the
+    name of its file without its ending: `to_params` of every RunSpec.
 
     Dims: ``run`` (cell x seed), ``epoch`` (the longest run; shorter ones end in NaN),
     ``measurement`` (graph x model x method) and ``repeat``. Settings are coordinates
@@ -59,11 +64,69 @@ def collect_runs(
 
     Raises:
         OSError: if records are damaged, naming each and how to make it again.
+        ValueError: if records are of another configuration than what is asked.
     """
     labels = labels or {}
-    runs = _join_runs(read_datasets(run_paths), labels)
-    measured = _join_measurements(read_datasets(measurement_paths), labels)
+    run_records = read_datasets(run_paths)
+    measurement_records = read_datasets(measurement_paths)
+    if asked is not None:
+        paths = [*run_paths, *measurement_paths]
+        records = [*run_records, *measurement_records]
+        _refuse_outdated(zip(paths, records, strict=True), asked)
+    runs = _join_runs(run_records, labels)
+    measured = _join_measurements(measurement_records, labels)
     return runs.merge(measured, join="exact", combine_attrs="no_conflicts")
+
+
+def _refuse_outdated(
+    records: Iterable[tuple[FilePath, xr.Dataset]], asked: Mapping[str, Sequence[str]]
+) -> None:
+    """Snakemake reruns what other parameters made, if it saw the job to its end.
+
+    A job on a cluster may outlive its killed workflow; what it leaves is of unknown
+    parameters.
+    """
+    outdated = {
+        str(path): difference
+        for path, record in records
+        if (difference := _differences(record, asked[Path(path).stem]))
+    }
+    if outdated:
+        lines = [f"{path}: {difference}" for path, difference in outdated.items()]
+        raise ValueError(
+            "records of another configuration than the present one:\n"
+            + "\n".join(lines)
+            + "\nDelete them and run snakemake again, which makes them anew: "
+            + shlex.join(["rm", *outdated])
+        )
+
+
+def _differences(record: xr.Dataset, asked: Sequence[str]) -> str:
+    """What a record was made with that is not what is asked; "" if nothing."""
+    whole = "spec" in record.attrs  # of a run; a measurement has one per method
+    specs = json.loads(record.attrs["spec" if whole else "specs"])
+    made = [params_of(spec) for spec in ([specs] if whole else specs)]
+    if len(made) != len(asked):
+        return f"{len(made)} methods, {len(asked)} are asked for"
+    differences = [
+        f"{name} is {had.get(name)}, {wanted.get(name)} is asked for"
+        for one, other in zip(made, asked, strict=True)
+        for had, wanted in [(_flat(json.loads(one)), _flat(json.loads(other)))]
+        for name in had | wanted
+        if had.get(name) != wanted.get(name)
+    ]
+    return "; ".join(dict.fromkeys(differences))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Names with dots for what is nested."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _join_runs(records: list[xr.Dataset], labels: Mapping[str, str]) -> xr.Dataset:

@@ -132,9 +132,7 @@ class RunSpec:
 
     def to_params(self) -> str:
         """What decides a record, as JSON text: no label, device or compilation."""
-        values = self.to_json()
-        del values["device"], values["compile"], values["method"]["label"]
-        return json.dumps(values, sort_keys=True)
+        return params_of(self.to_json())
 
     @classmethod
     def from_params(cls, text: str, *, device: str, compile: str) -> "RunSpec":
@@ -145,6 +143,15 @@ class RunSpec:
         values = json.loads(text)
         values["method"]["label"] = values["method"]["name"]
         return cls.from_json({**values, "device": device, "compile": compile})
+
+
+def params_of(values: Mapping[str, Any]) -> str:
+    """`to_params` of a RunSpec as JSON, of whatever version of this class."""
+    left_out = ("device", "compile")
+    kept = {name: value for name, value in values.items() if name not in left_out}
+    method = dict(values["method"])
+    del method["label"]
+    return json.dumps({**kept, "method": method}, sort_keys=True)
 
 
 def source_digest(paths: Iterable[str | Path]) -> str:

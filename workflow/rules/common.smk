@@ -59,6 +59,11 @@ MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
 CAPTURES = {plan.name: plan for plan in capture_plans(CONFIG)}
 BYTE_BOOKS = byte_book_specs(CONFIG)
 LABELS = {name: method["label"] for name, method in CONFIG["methods"].items()}
+# What each record should hold, by the name of its file.
+ASKED = {name: [spec.to_params()] for name, spec in CELLS.items()} | {
+    name: [spec.to_params() for spec in plan.specs]
+    for name, plan in MEASUREMENTS.items()
+}
 KERNELS = CONFIG["kernels"] or {}
 FEATURES = {plan.name: plan for plan in feature_plans(CONFIG)}
 # Blocks of networks, and the plan of each; bits are measured on those of fresh seeds.

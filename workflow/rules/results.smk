@@ -12,6 +12,7 @@ rule collect_runs:
         "../../environment.yml"
     params:
         labels=LABELS,  # here and not in a run: a new label trains nothing again
+        asked=ASKED,
     script:
         "../scripts/collect_runs.py"
 

@@ -11,9 +11,11 @@ def main(
     run_paths: list[Path],
     measurement_paths: list[Path],
     labels: dict[str, str],
+    asked: dict[str, list[str]],
     runs_path: Path,
 ) -> None:
-    write_dataset(collect_runs(run_paths, measurement_paths, labels), runs_path)
+    runs = collect_runs(run_paths, measurement_paths, labels, asked)
+    write_dataset(runs, runs_path)
 
 
 if __name__ == "__main__":
@@ -22,5 +24,6 @@ if __name__ == "__main__":
             [Path(path) for path in snakemake.input.get("runs", [])],
             [Path(path) for path in snakemake.input.get("measurements", [])],
             snakemake.params.labels,
+            snakemake.params.asked,
             Path(snakemake.output.runs),
         )
