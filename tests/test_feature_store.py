@@ -1,5 +1,6 @@
 """Packed rows: an oracle of one value at a time, error bounds, bytes, gathering."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -180,6 +181,56 @@ def test_levels_of_a_support_err_no_more_than_even_ones(bits):
         assert error <= even.square().sum() + slack
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_levels_of_a_support_err_less_than_those_of_a_first_fit(bits):
+    """A line through codes and values, and each further round only errs less.
+
+    The first fit takes the codes of even levels; NumPy draws its line.
+    """
+    x = bag_of_weights()
+    decoded = FeatureStore.pack(x, (bits,), packing("support")).decode().double()
+    for row, ours in zip(x.double(), decoded, strict=True):
+        values = row[row > 0].numpy()
+        levels = np.linspace(values.min(), values.max(), 2**bits - 1)
+        codes = np.abs(values[:, None] - levels).argmin(axis=1)
+        (squares,) = np.polyfit(codes, values, 1, full=True)[1]
+        # Rounding of levels and the scale's widening, of values below 2.
+        slack = 2 * len(values) * (2.0 ** (bits - 23) + 2 * 2**bits * UNIT_ROUNDOFF)
+        assert (ours - row).square().sum() <= squares + slack
+
+
+def test_the_number_of_zeros_does_not_move_the_levels_of_a_support():
+    """A line that is below 0 at the first code: zeros lie at the second."""
+    present = torch.tensor([1 / 64] + [19 / 64] * 79 + [1.0] * 80)
+    rows = [torch.cat([torch.zeros(zeros), present]) for zeros in (1, 40)]
+    few, many = (pack_rows(row[None], 2, packing("support")) for row in rows)
+    assert few.zero_point < 0
+    # Sums of other order, of values up to 1; then the scale's last bits go.
+    bound = 4 * len(present) * UNIT_ROUNDOFF + 2.0 ** (2 - 23)
+    assert (few.zero_point - many.zero_point).abs() <= bound
+    assert (few.scale - many.scale).abs() <= bound
+
+
+@pytest.mark.parametrize("metadata", METADATA, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_present_values_take_the_nearest_level_that_a_support_stores(bits, metadata):
+    """Levels as they are read: zero point and scale after rounding to their type.
+
+    So many values that some lie between the middles of rounded and other levels.
+    """
+    x = bag_of_weights(2, 10_000)
+    part = pack_rows(x, bits, packing("support", metadata=metadata))
+    assert torch.all(torch.signbit(part.scale)), "the mark of a row with zeros"
+    decoded = FeatureStore.pack(x, (bits,), packing("support", metadata=metadata))
+    first, step = part.zero_point.double(), part.scale.double().abs()
+    levels = first[:, None] + step[:, None] * torch.arange(2**bits - 1)
+    distance = (x.double()[:, :, None] - levels[:, None]).abs().amin(dim=2)
+    error = (decoded.decode().double() - x.double()).abs()
+    # A position's error decides only where two levels are equally near; reading rounds.
+    slack = (step + first.abs())[:, None] * 2**bits * 4 * UNIT_ROUNDOFF
+    assert torch.all((error <= distance + slack)[x > 0])
+
+
 @pytest.mark.parametrize("metadata", METADATA, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", PACKED)
 def test_rows_whose_least_value_is_not_zero_have_no_support(bits, metadata):
@@ -236,7 +287,8 @@ def test_not_finite_values_are_seen_in_their_range(range):
         first = 4 // size * size
         lost = torch.zeros(9, dtype=torch.bool)
         lost[first : first + size] = True
-        assert torch.all(torch.isfinite(decoded).all(dim=1) == ~lost)
+        assert torch.isnan(decoded[lost]).all(), "zeros of a support, too"
+        assert torch.isfinite(decoded[~lost]).all()
 
 
 def stores():
