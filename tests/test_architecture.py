@@ -136,7 +136,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
         {"experiment.meters", "experiment.spec", "gnn.graph_sizes"},
     ),
-    "experiment.collecting": (TABLES, {"experiment.records", "gnn.graph_sizes"}),
+    "experiment.collecting": (
+        TABLES,
+        {"experiment.records", "experiment.spec", "gnn.graph_sizes"},
+    ),
     "experiment.solved_boundaries": (NUMBERS, {"experiment.records"}),
     "experiment.search_space": (NUMBERS, set()),
     "experiment.search_archive": (

@@ -6,7 +6,18 @@ import subprocess
 import time
 
 import pytest
-from workplace import FP32, GRAPH, Workplace, checkout, copy_of
+from workplace import (
+    COLLECTED,
+    FP32,
+    GRAPH,
+    TINY,
+    Workplace,
+    checkout,
+    copy_of,
+    without_times,
+)
+
+from pipeline_src.experiment.records import read_dataset
 
 pytestmark = pytest.mark.slow  # a dozen starts of Snakemake
 DAY = 24 * 60 * 60  # seconds
@@ -59,3 +70,21 @@ def test_an_edit_is_noticed_by_its_date_and_its_content(undisturbed, tmp_path):
     assert not workplace.planned(GRAPH)
     os.utime(workplace / SOURCE)
     assert workplace.planned(GRAPH) == {"prepare_graph"}
+
+
+def test_a_record_of_another_configuration_is_refused(undisturbed, tmp_path):
+    """As a job leaves it that outlived its workflow: whole, and nobody knows of it."""
+    other = checkout(tmp_path / "other", TINY.replace("epochs: 3", "epochs: 2"))
+    other.run(FP32)
+    workplace = copy_of(undisturbed, tmp_path / "copy", COLLECTED)
+    shutil.copy(other / FP32, workplace / FP32)
+    workplace.run("--cleanup-metadata", FP32)
+    text = workplace.run(COLLECTED, exit_status=1)
+    assert f"{FP32}: training.epochs is 2, 3 is asked for" in text
+    assert f"rm {FP32}" in text
+    (workplace / FP32).unlink()
+    workplace.run(COLLECTED)
+    again, before = (place / COLLECTED for place in (workplace, undisturbed))
+    assert without_times(read_dataset(again)).identical(
+        without_times(read_dataset(before))
+    )
