@@ -149,7 +149,7 @@ def decompress_blocks(
     fused = packed.shape[0] >= 4 and fusion_pays(numel, packed.device, compile)
     kernel = _decompress_fused if fused else _decompress
     # Widened outside the kernel: a compiled kernel that loads bfloat16 handles twice
-    # as many values at a time on a CPU, and converts these one by one: 5 x slower.
+    # as many values at a time on a CPU, and converts these one by one, which is slower.
     values = kernel(
         packed,
         zero_point.to(torch.float32).view(-1, in_packet),
