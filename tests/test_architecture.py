@@ -132,7 +132,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         TABLES | {"netCDF4"},
         {"experiment.versions", "whole_files"},
     ),
-    "experiment.byte_books": (set(), {"experiment.meters", "experiment.spec"}),
+    "experiment.byte_books": (
+        set(),
+        {"experiment.meters", "experiment.spec", "gnn.graph_sizes"},
+    ),
     "experiment.collecting": (TABLES, {"experiment.records", "gnn.graph_sizes"}),
     "experiment.solved_boundaries": (NUMBERS, {"experiment.records"}),
     "experiment.search_space": (NUMBERS, set()),

@@ -49,18 +49,6 @@ def block(rows):
     return MethodSpec("block", "block", "exact", 2, 8, rows)
 
 
-def booked(book, model, method, graph, loss):
-    return book(
-        model,
-        method,
-        graph.num_nodes,
-        graph.num_features,
-        graph.num_classes,
-        graph.train_index.numel(),
-        loss,
-    )
-
-
 def measured(model, method, graph, loss):
     training = TrainingSpec(1, 0.01, 0.0, 0.5, loss)
     spec = RunSpec(graph.name, model, method, training, (0,), "cpu", "false")
@@ -77,8 +65,8 @@ def even_boundaries(bits, block_size, sided):
 def assert_books_are_right(model, method, graph, loss):
     """To the byte, without the loss side and with it."""
     saved, with_loss = measured(model, method, graph, loss)
-    assert saved == booked(saved_bytes, model, method, graph, loss)
-    assert with_loss == booked(saved_bytes_with_loss, model, method, graph, loss)
+    assert saved == saved_bytes(model, method, graph.sizes, loss)
+    assert with_loss == saved_bytes_with_loss(model, method, graph.sizes, loss)
 
 
 def stored_projections(name):
@@ -122,11 +110,10 @@ def test_books_reproduce_the_published_table(name):
     """Up to the two items, which only ever save; each cell within its last digit."""
     model, loss = MODELS[name]
     sizes = GRAPH_SIZES[name]
-    counts = sizes.num_nodes, sizes.num_features, sizes.num_classes, sizes.num_train
-    fp32 = saved_bytes(model, FP32, *counts, loss)
+    fp32 = saved_bytes(model, FP32, sizes, loss)
     assert abs(fp32 / MIB - PUBLISHED[name][0]) <= 0.02
     for rows, published in zip(ROWS_PER_BLOCK, PUBLISHED[name][1:], strict=True):
-        ours = saved_bytes(model, block(rows), *counts, loss)
+        ours = saved_bytes(model, block(rows), sizes, loss)
         tails = sum(
             published_tensor(sizes.num_nodes, width, rows)
             - our_tensor(sizes.num_nodes, width, rows)
@@ -149,9 +136,8 @@ def test_products_without_batch_norm_are_the_published_estimate():
     """
     model = ModelSpec("sage", "sage", 3, 256, 0.5, batch_norm=False)
     sizes = GRAPH_SIZES["products_shape"]
-    counts = sizes.num_nodes, sizes.num_features, sizes.num_classes, sizes.num_train
     for method, published in ((FP32, 16_481), (block(1), 447)):
-        booked_bytes = saved_bytes(model, method, *counts, "log_cross_entropy")
+        booked_bytes = saved_bytes(model, method, sizes, "log_cross_entropy")
         assert abs(booked_bytes / MIB - published) <= 1
 
 
@@ -159,9 +145,8 @@ def test_reddit_is_booked_from_its_shape():
     """GCN without BatchNorm and Dropout keeps the hidden layer once, as float32."""
     model = ModelSpec("gcn", "gcn", 2, 256, 0.0, batch_norm=False)
     sizes = GRAPH_SIZES["reddit_shape"]
-    counts = sizes.num_nodes, sizes.num_features, sizes.num_classes, sizes.num_train
     hidden, targets = 4 * 232_965 * 256, 8 * 153_431
-    booked_bytes = saved_bytes(model, FP32, *counts, "log_cross_entropy")
+    booked_bytes = saved_bytes(model, FP32, sizes, "log_cross_entropy")
     assert booked_bytes == sum(map(allocated_bytes, [hidden, targets, 4]))
 
 
@@ -264,7 +249,7 @@ def test_what_has_no_book_is_refused():
     ablated = MethodSpec("lean", "lean", "lean", 2, 1, 8, without=("rebuilt_input",))
     for method in (pyg, ablated):
         with pytest.raises(ValueError, match=r"without ablation, got .* measure it"):
-            saved_bytes(MODEL, method, 100, 20, 5, 60)
+            saved_bytes(MODEL, method, SMALL.sizes, "cross_entropy")
     full = MethodSpec("lean", "lean", "lean", 32)
     with pytest.raises(ValueError, match="1, 2, 4 or 8 bits, got 32"):
-        saved_bytes(MODEL, full, 100, 20, 5, 60)
+        saved_bytes(MODEL, full, SMALL.sizes, "cross_entropy")

@@ -190,15 +190,7 @@ def _memory(
     """Bytes by the objective of the search."""
     run = replace(search.run, method=method)
     if search.objective == "saved":
-        return saved_bytes(
-            run.model,
-            method,
-            graph.num_nodes,
-            graph.num_features,
-            graph.num_classes,
-            graph.train_index.numel(),
-            run.training.loss,
-        )
+        return saved_bytes(run.model, method, graph.sizes, run.training.loss)
 
     def measure() -> float:
         trainer = Trainer(run, graph, boundaries_of, run.seeds[0])

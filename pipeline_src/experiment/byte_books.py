@@ -23,6 +23,7 @@ from collections.abc import Iterator
 
 from pipeline_src.experiment.meters import allocated_bytes
 from pipeline_src.experiment.spec import MethodSpec, ModelSpec
+from pipeline_src.gnn.graph_sizes import GraphSizes
 
 # Widths of codes for which lean keeps the mean of each side of each feature as well.
 SIDE_MEAN_BITS = (1, 2)
@@ -30,13 +31,7 @@ BOOKED_POLICIES = ("full", "exact", "lean")
 
 
 def saved_bytes(
-    model: ModelSpec,
-    method: MethodSpec,
-    num_nodes: int,
-    num_features: int,
-    num_classes: int,
-    num_train: int,
-    loss: str = "cross_entropy",
+    model: ModelSpec, method: MethodSpec, sizes: GraphSizes, loss: str
 ) -> int:
     """Bytes kept for backward by the published definition, as saved_memory measures.
 
@@ -47,21 +42,15 @@ def saved_bytes(
     Raises:
         ValueError: if there is no book of the method.
     """
-    tensors = list(network_tensors(model, method, num_nodes, num_features))
-    tensors += [8 * num_train, 4]
+    tensors = list(network_tensors(model, method, sizes.num_nodes, sizes.num_features))
+    tensors += [8 * sizes.num_train, 4]
     if loss == "cross_entropy":
-        tensors.append(4 * num_train * num_classes)
+        tensors.append(4 * sizes.num_train * sizes.num_classes)
     return sum(map(allocated_bytes, tensors))
 
 
 def saved_bytes_with_loss(
-    model: ModelSpec,
-    method: MethodSpec,
-    num_nodes: int,
-    num_features: int,
-    num_classes: int,
-    num_train: int,
-    loss: str = "cross_entropy",
+    model: ModelSpec, method: MethodSpec, sizes: GraphSizes, loss: str
 ) -> int:
     """All bytes alive once the loss has been formed, the training logits excepted.
 
@@ -71,10 +60,11 @@ def saved_bytes_with_loss(
     Raises:
         ValueError: if there is no book of the method.
     """
-    tensors = list(network_tensors(model, method, num_nodes, num_features))
-    tensors += [8 * num_train, 4, 4 * num_train * num_classes, 4]  # the last: the loss
+    tensors = list(network_tensors(model, method, sizes.num_nodes, sizes.num_features))
+    logits = 4 * sizes.num_train * sizes.num_classes
+    tensors += [8 * sizes.num_train, 4, logits, 4]  # the last: the loss
     if loss == "log_cross_entropy":
-        tensors.append(4 * num_train)
+        tensors.append(4 * sizes.num_train)
     return sum(map(allocated_bytes, tensors))
 
 

@@ -20,6 +20,7 @@ from pipeline_src.gnn.edges import (
     same_rows,
     transposed_rows,
 )
+from pipeline_src.gnn.graph_sizes import GraphSizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,18 @@ class Graph:
     def num_features(self) -> int:
         """Width of the input features."""
         return self.features.shape[1]
+
+    @property
+    def sizes(self) -> GraphSizes:
+        """What bytes follow from."""
+        return GraphSizes(
+            self.num_nodes,
+            self.adjacency.column.numel(),
+            self.num_features,
+            self.num_classes,
+            self.train_index.numel(),
+            self.validation_index.numel(),
+        )
 
     @property
     def nbytes(self) -> int:

@@ -46,15 +46,14 @@ def byte_books_table(
 
 def _row(spec: RunSpec, labels: Mapping[str, str]) -> tuple[Any, ...]:
     sizes = GRAPH_SIZES[spec.graph]
-    counts = sizes.num_nodes, sizes.num_features, sizes.num_classes, sizes.num_train
     loss = spec.training.loss
-    saved = saved_bytes(spec.model, spec.method, *counts, loss)
+    saved = saved_bytes(spec.model, spec.method, sizes, loss)
     return (
         spec.graph,
         spec.model.name,
         labels.get(spec.method.name, spec.method.label),
         sizes.num_nodes,
         saved / MIB,
-        saved_bytes_with_loss(spec.model, spec.method, *counts, loss) / MIB,
-        saved_bytes(spec.model, FP32, *counts, loss) / saved,
+        saved_bytes_with_loss(spec.model, spec.method, sizes, loss) / MIB,
+        saved_bytes(spec.model, FP32, sizes, loss) / saved,
     )
