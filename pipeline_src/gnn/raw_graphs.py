@@ -16,7 +16,7 @@ Decisions:
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,12 @@ import scipy.sparse as sp
 import torch
 
 from pipeline_src.gnn.graph_files import DAMAGE, refuse_large_archive
-from pipeline_src.gnn.graphs import Graph, adjacency_from_edges, check_graph
+from pipeline_src.gnn.graphs import (
+    Adjacency,
+    Graph,
+    adjacency_from_edges,
+    check_graph,
+)
 from pipeline_src.gnn.plain_pickles import read_plain_pickle
 from pipeline_src.gnn.splits import index_tensor, stratified_split
 
@@ -139,18 +144,11 @@ def read_flickr(graph: str, folder: Path) -> Graph:
     class_of = json.loads((raw / "class_map.json").read_text(encoding="utf-8"))
     role = json.loads((raw / "role.json").read_text(encoding="utf-8"))
     labels = np.array([class_of[str(node)] for node in range(len(features))])
-    return Graph(
-        name=graph,
-        features=torch.from_numpy(features),
-        labels=torch.from_numpy(labels),
-        train_index=index_tensor(role["tr"]),
-        validation_index=index_tensor(role["va"]),
-        test_index=index_tensor(role["te"]),
-        adjacency=adjacency_from_edges(
-            edges.row, edges.col, len(features), symmetrize=False
-        ),
-        num_classes=int(labels.max()) + 1,
+    adjacency = adjacency_from_edges(
+        edges.row, edges.col, len(features), symmetrize=False
     )
+    splits = [role[part] for part in ("tr", "va", "te")]
+    return _split_graph(graph, features, labels, splits, adjacency)
 
 
 def read_reddit(graph: str, folder: Path) -> Graph:
@@ -165,19 +163,9 @@ def read_reddit(graph: str, folder: Path) -> Graph:
         features = file["feature"].astype(np.float32)
         labels = file["label"].astype(np.int64)
         node_types = file["node_types"]
-    train, validation, test = (
-        index_tensor(np.flatnonzero(node_types == kind)) for kind in (1, 2, 3)
-    )
-    return Graph(
-        name=graph,
-        features=torch.from_numpy(features),
-        labels=torch.from_numpy(labels),
-        train_index=train,
-        validation_index=validation,
-        test_index=test,
-        adjacency=adjacency_from_edges(source, target, len(features), symmetrize=False),
-        num_classes=int(labels.max()) + 1,
-    )
+    splits = [np.flatnonzero(node_types == kind) for kind in (1, 2, 3)]
+    adjacency = adjacency_from_edges(source, target, len(features), symmetrize=False)
+    return _split_graph(graph, features, labels, splits, adjacency)
 
 
 def read_ogbn_arxiv(graph: str, folder: Path) -> Graph:
@@ -195,22 +183,12 @@ def read_ogbn_arxiv(graph: str, folder: Path) -> Graph:
             f"num-node-list says {num_nodes} nodes, got {len(features)} rows of "
             f"node-feat and {len(labels)} of node-label"
         )
-    train, validation, test = (
-        index_tensor(
-            _table(folder / "split" / "time" / f"{part}.csv.gz", np.int64)[:, 0]
-        )
+    splits = [
+        _table(folder / "split" / "time" / f"{part}.csv.gz", np.int64)[:, 0]
         for part in ("train", "valid", "test")
-    )
-    return Graph(
-        name=graph,
-        features=torch.from_numpy(features),
-        labels=torch.from_numpy(labels),
-        train_index=train,
-        validation_index=validation,
-        test_index=test,
-        adjacency=adjacency_from_edges(edges[:, 0], edges[:, 1], num_nodes),
-        num_classes=int(labels.max()) + 1,
-    )
+    ]
+    adjacency = adjacency_from_edges(edges[:, 0], edges[:, 1], num_nodes)
+    return _split_graph(graph, features, labels, splits, adjacency)
 
 
 READERS: dict[str, Callable[[str, Path], Graph]] = {
@@ -225,6 +203,27 @@ READERS: dict[str, Callable[[str, Path], Graph]] = {
     "reddit": read_reddit,
     "ogbn_arxiv": read_ogbn_arxiv,
 }
+
+
+def _split_graph(
+    name: str,
+    features: np.ndarray,  # (num_nodes, num_features) float32
+    labels: np.ndarray,  # (num_nodes,) int64
+    splits: Sequence[np.ndarray],  # train, validation and test nodes
+    adjacency: Adjacency,
+) -> Graph:
+    """A graph that comes with its own split."""
+    train, validation, test = map(index_tensor, splits)
+    return Graph(
+        name=name,
+        features=torch.from_numpy(features),
+        labels=torch.from_numpy(labels),
+        train_index=train,
+        validation_index=validation,
+        test_index=test,
+        adjacency=adjacency,
+        num_classes=int(labels.max()) + 1,
+    )
 
 
 def _stored_rows(file: Any, prefix: str) -> sp.csr_array:
