@@ -34,7 +34,7 @@ MEASURED = (
 
 def measure_settings(
     block: RunSpec,  # of fresh seeds; its method does not matter
-    beside: Sequence[MethodSpec],
+    beside: Sequence[MethodSpec],  # that nobody chose, such as uniform settings
     selection: xr.Dataset,  # of activation_rounds.choose_settings
     graph: Graph,
     boundaries_of: BoundariesOf | None = None,
@@ -44,14 +44,7 @@ def measure_settings(
 ) -> xr.Dataset:
     """Train full precision, what was chosen, and the methods beside.
 
-    Args:
-        block: graph, model, training and seeds.
-        beside: methods that nobody chose, such as uniform settings.
-        selection: the answers of the searches.
-        graph: on any device.
-        boundaries_of: solved boundaries; needed by methods that do not round evenly.
-        source_digest: recorded as provenance.
-        partial_dir: as in train_run, for all methods.
+    Graph, boundaries, digest and parts are those of train_run.
 
     Returns:
         Variables of MEASURED, dims (method, seed); coordinates spec and setting: the

@@ -10,10 +10,11 @@ import pandas as pd
 import xarray as xr
 
 from pipeline_src.experiment.tables.accuracy import paired_interval
-from pipeline_src.experiment.tables.measured import MIB
+from pipeline_src.experiment.tables.measured import MIB, without_prefixes
 from pipeline_src.experiment.tables.table import (
     NUMBER_MISSING,
     Table,
+    interval_column,
     mebibytes,
     text_column,
 )
@@ -86,9 +87,8 @@ def feature_table(features: xr.Dataset) -> Table:
     shown["FP32 [%]"] = text_column(values["accuracy_fp32"], "{:.2f}")
     shown["accuracy [%]"] = text_column(values["accuracy"], "{:.2f}")
     shown["drop [points]"] = text_column(values["drop"], "{:+.2f}")
-    low = text_column(values["drop_low"], "{:+.2f}", missing="")
-    high = text_column(values["drop_high"], " … {:+.2f}", missing="")
-    shown["95 % interval [points]"] = low + high
+    interval = interval_column(values["drop_low"], values["drop_high"])
+    shown["95 % interval [points]"] = interval
     shown["seeds"] = text_column(values["seeds"], "{:.0f}")
     return Table(
         "Packed features",
@@ -190,9 +190,7 @@ def _measurements(features: xr.Dataset) -> pd.DataFrame:
     places = ["measurement_graph", "measurement_model"]
     names = [f"measured_{name}" for name in names]
     frame = features[[*names, *places, "method"]].to_dataframe()
-    return frame.reset_index(drop=True).rename(
-        columns=lambda name: name.removeprefix("measurement_").removeprefix("measured_")
-    )
+    return without_prefixes(frame.reset_index(drop=True))
 
 
 def _feature_row(group: pd.DataFrame) -> tuple[Any, ...]:

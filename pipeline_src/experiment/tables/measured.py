@@ -19,6 +19,13 @@ _MEMORY = {
 _OTHER = {"first_step_time": "first_step_time_s", "gradient_error": "gradient_error"}
 
 
+def without_prefixes(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of a measurement by the names that they have in a run."""
+    return frame.rename(
+        columns=lambda name: name.removeprefix("measurement_").removeprefix("measured_")
+    )
+
+
 def measured_frame(runs: xr.Dataset) -> pd.DataFrame:
     """Settings by their names, memory in MiB, times in seconds; NaN: not measured.
 

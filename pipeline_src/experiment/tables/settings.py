@@ -10,10 +10,11 @@ import pandas as pd
 import xarray as xr
 
 from pipeline_src.experiment.tables.accuracy import paired_interval
-from pipeline_src.experiment.tables.measured import MIB
+from pipeline_src.experiment.tables.measured import MIB, without_prefixes
 from pipeline_src.experiment.tables.table import (
     NUMBER_MISSING,
     Table,
+    interval_column,
     mebibytes,
     text_column,
 )
@@ -48,9 +49,7 @@ def setting_table(settings: xr.Dataset) -> Table:
     places = [f"measurement_{name}" for name in _PLACES]
     columns = [f"measured_{name}" for name in names]
     frame = settings[[*columns, *places, "method", "setting", "seed"]].to_dataframe()
-    frame = frame.reset_index(drop=True).rename(
-        columns=lambda name: name.removeprefix("measurement_").removeprefix("measured_")
-    )
+    frame = without_prefixes(frame.reset_index(drop=True))
     rows = [
         _setting_row(group, place[place["method"] == FP32])
         for _, place in frame.groupby(_PLACES, sort=False)
@@ -67,10 +66,9 @@ def setting_table(settings: xr.Dataset) -> Table:
     ) + text_column(values["test_accuracy_std"], " ± {:.2f}", missing="")
     compared = values["method"] != FP32
     gap = text_column(values["difference"], "{:+.2f}")
-    low = text_column(values["difference_low"], "{:+.2f}", missing="")
-    high = text_column(values["difference_high"], " … {:+.2f}", missing="")
+    interval = interval_column(values["difference_low"], values["difference_high"])
     shown["difference to FP32 [points]"] = gap.where(compared, "–")
-    shown["95 % interval [points]"] = (low + high).where(compared, "–")
+    shown["95 % interval [points]"] = interval.where(compared, "–")
     shown["seeds"] = text_column(values["seeds"], "{:.0f}")
     return Table(
         "Selected settings",

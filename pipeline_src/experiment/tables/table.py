@@ -70,6 +70,12 @@ def text_column(values: pd.Series, form: str, missing: str = NOT_MEASURED) -> pd
     return values.map(lambda value: missing if pd.isna(value) else form.format(value))
 
 
+def interval_column(low: pd.Series, high: pd.Series) -> pd.Series:
+    """Return both ends with their signs; nothing where there is no interval."""
+    start = text_column(low, "{:+.2f}", missing="")
+    return start + text_column(high, " … {:+.2f}", missing="")
+
+
 def mebibytes(value: float) -> str:
     """Return two decimals, as published; of less than 10 MiB, four digits."""
     if np.isnan(value):
