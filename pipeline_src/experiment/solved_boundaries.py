@@ -11,10 +11,13 @@ import numpy as np
 from pipeline_src.experiment.records import FilePath, read_dataset
 
 
-def read_boundaries(path: FilePath) -> Callable[[int, int, bool], tuple[float, ...]]:
+def read_boundaries(
+    path: FilePath | None,
+) -> Callable[[int, int, bool], tuple[float, ...]] | None:
     """Read solved boundaries; return a function of bits, block size, and sidedness.
 
-    The function returns boundaries in bin units: 2**bits of them from 0 to 2**bits - 1
+    Without a file, as where every method rounds evenly, there is nothing to return. The
+    function returns boundaries in bin units: 2**bits of them from 0 to 2**bits - 1
     or, if sided, those of one side of ReLU's threshold (quant/rectified.py). A block
     size outside the table takes the nearest one in it; below 4 values per block a block
     holds little but its two extremes, and the boundaries are even.
@@ -22,6 +25,8 @@ def read_boundaries(path: FilePath) -> Callable[[int, int, bool], tuple[float, .
     Raises:
         ValueError: (from the function) if bits are not in the table.
     """
+    if not path:
+        return None
     table = read_dataset(path)
     block_sizes = table["block_size"].values
     edges = {

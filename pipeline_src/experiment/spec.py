@@ -160,7 +160,10 @@ def source_digest(paths: Iterable[str | Path]) -> str:
     return digest.hexdigest()
 
 
-def resume_key(spec: RunSpec, inputs: Iterable[str | Path]) -> str:
-    """Changes with all that changes a record: the specification and its input files."""
-    text = spec.to_params() + source_digest(inputs)
+def resume_key(spec: RunSpec, inputs: Iterable[str | Path | None]) -> str:
+    """Changes with all that changes a record: the specification and its input files.
+
+    An input that the run does not need is None or empty.
+    """
+    text = spec.to_params() + source_digest(filter(None, inputs))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -25,7 +25,7 @@ def main(
     record = measure_runs(
         specs,
         read_graph(graph_path),
-        read_boundaries(boundaries_path) if boundaries_path else None,
+        read_boundaries(boundaries_path),
         timed=plan["timed"],
         warmup=plan["warmup"],
         repeats=plan["repeats"],

@@ -22,7 +22,7 @@ def main(
         spec,
         read_graph(graph_path),
         epochs,
-        read_boundaries(boundaries_path) if boundaries_path else None,
+        read_boundaries(boundaries_path),
         source_digest=source_digest(sources),
     )
     write_dataset(capture, capture_path)

@@ -21,13 +21,12 @@ def main(
     path: Path,
 ) -> None:
     key = resume_key(search.run, [*inputs.values(), *sources])
-    edges = inputs.get("boundaries")
     with parts_folder(path, key) as partial_dir:
         evaluations = evaluate_settings(
             search,
             waiting_settings(read_dataset(inputs["proposals"]))[part],
             read_graph(inputs["graph"]),
-            read_boundaries(edges) if edges else None,
+            read_boundaries(inputs.get("boundaries")),
             partial_dir=partial_dir,
         )
         write_dataset(evaluations, path)

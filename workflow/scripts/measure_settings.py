@@ -20,14 +20,13 @@ def main(
     path: Path,
 ) -> None:
     key = resume_key(block, [*inputs.values(), *sources])
-    edges = inputs.get("boundaries")
     with parts_folder(path, key) as partial_dir:
         record = measure_settings(
             block,
             methods_from_params(methods),
             read_dataset(inputs["selection"]),
             read_graph(inputs["graph"]),
-            read_boundaries(edges) if edges else None,
+            read_boundaries(inputs.get("boundaries")),
             source_digest=source_digest(sources),
             partial_dir=partial_dir,
         )

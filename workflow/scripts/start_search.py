@@ -19,12 +19,12 @@ def main(
     sources: list[str],
     path: Path,
 ) -> None:
-    inputs = [graph_path, *([boundaries_path] if boundaries_path else []), *sources]
-    with parts_folder(path, resume_key(search.run, inputs)) as partial_dir:
+    key = resume_key(search.run, [graph_path, boundaries_path, *sources])
+    with parts_folder(path, key) as partial_dir:
         start = start_search(
             search,
             read_graph(graph_path),
-            read_boundaries(boundaries_path) if boundaries_path else None,
+            read_boundaries(boundaries_path),
             partial_dir=partial_dir,
             source_digest=source_digest(sources),
         )

@@ -18,12 +18,12 @@ def main(
     sources: list[str],
     record_path: Path,
 ) -> None:
-    inputs = [graph_path, *([boundaries_path] if boundaries_path else []), *sources]
-    with parts_folder(record_path, resume_key(spec, inputs)) as partial_dir:
+    key = resume_key(spec, [graph_path, boundaries_path, *sources])
+    with parts_folder(record_path, key) as partial_dir:
         record = train_run(
             spec,
             read_graph(graph_path),
-            read_boundaries(boundaries_path) if boundaries_path else None,
+            read_boundaries(boundaries_path),
             source_digest=source_digest(sources),
             partial_dir=partial_dir,
         )
