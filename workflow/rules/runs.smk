@@ -1,12 +1,3 @@
-onstart:
-    claim_results()
-    warn_of_plain_kernels()
-
-
-onsuccess:
-    print_summary()
-
-
 rule train_run:
     input:
         graph=graph_of_run,
