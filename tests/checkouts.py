@@ -12,8 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-PARTS = ("Snakefile", "workflow", "pipeline_src", "config", "profiles")
-FILES = ("environment.yml",)
+PARTS = ("workflow", "pipeline_src", "config", "profiles")
+FILES = ("Snakefile", "environment.yml")
+UNTRACKED = shutil.ignore_patterns("__pycache__")
 AT_ONCE = """
 if __name__ == "__main__":
     from pathlib import Path
@@ -71,9 +72,7 @@ def planned(*arguments, cwd=ROOT):
 def copy_repository(folder: Path) -> None:
     """What a run needs of the repository; no results."""
     for part in PARTS:
-        source = ROOT / part
-        copy = shutil.copytree if source.is_dir() else shutil.copy2
-        copy(source, folder / part)
+        shutil.copytree(ROOT / part, folder / part, ignore=UNTRACKED)
     for file in FILES:
         shutil.copy2(ROOT / file, folder)
 

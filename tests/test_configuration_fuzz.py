@@ -17,22 +17,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_src.experiment import feature_plans, plans
 from pipeline_src.experiment.configuration import (
     MAX_JOBS,
     ConfigurationError,
     checked_configuration,
     read_schema,
 )
-from pipeline_src.experiment.feature_plans import FeaturePlan, feature_plans
-from pipeline_src.experiment.plans import (
-    CapturePlan,
-    MeasurementPlan,
-    byte_book_specs,
-    capture_plans,
-    measurement_plans,
-    run_specs,
-)
-from pipeline_src.experiment.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = read_schema(ROOT / "workflow" / "schemas" / "config.schema.yaml")
@@ -222,11 +213,11 @@ def plans_or_message(config):
             assert line.isprintable(), line
             assert len(line) < 600, line
         return None
-    runs: list[RunSpec] = run_specs(filled)
-    measured: list[MeasurementPlan] = measurement_plans(filled)
-    captured: list[CapturePlan] = capture_plans(filled)
-    booked: list[RunSpec] = byte_book_specs(filled)
-    features: list[FeaturePlan] = feature_plans(filled)
+    runs = plans.run_specs(filled)
+    measured = plans.measurement_plans(filled)
+    captured = plans.capture_plans(filled)
+    booked = plans.byte_book_specs(filled)
+    features = feature_plans.feature_plans(filled)
     for plan in (*runs, *measured, *captured, *booked, *features):
         check_values(plan, "")
     asked = max((sweep["seeds"] for sweep in filled["sweeps"]), default=0)

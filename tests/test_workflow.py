@@ -246,12 +246,17 @@ figures: {formats: [svg]}
 """
 
 
+def options_in(folder, config):
+    """Options of a start in a folder of its own, which holds this configuration."""
+    (folder / "config").mkdir()
+    (folder / "config" / "config.yaml").write_text(config)
+    return "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)
+
+
 @pytest.mark.slow
 def test_a_tiny_run_goes_from_graph_to_report(tmp_path):
     """All rules with their real scripts, in a folder of its own."""
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "config.yaml").write_text(TINY)
-    start = ("snakemake", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path)
+    start = ("snakemake", *options_in(tmp_path, TINY))
     # The environment is not activated: its interpreter is found all the same.
     bare = {"PATH": os.defpath, "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
     done = call(*start, "--cores", "2", environment=bare)
@@ -285,10 +290,8 @@ def test_a_benchmark_needs_no_training(tmp_path):
     kept = TINY.partition("sweeps:")[0]
     measurements = "measurements:" + TINY.partition("measurements:")[2]
     measurements = measurements.partition("captures:")[0]
-    (tmp_path / "config").mkdir()
     text = kept + measurements + UNTRAINED + "figures: {formats: [svg]}\n"
-    (tmp_path / "config" / "config.yaml").write_text(text)
-    start = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path))
+    start = options_in(tmp_path, text)
     output = snakemake(*start, "--cores", "2")
     assert "# Training" in output, "the summary prints the benchmark"
     results = tmp_path / "results" / "tiny"
@@ -329,10 +332,8 @@ figures: {formats: [png]}
 @pytest.mark.slow
 def test_feature_bits_go_from_graph_to_report_and_repeat_only_what_changed(tmp_path):
     """Training, selection and measurement with real scripts; then what each repeats."""
-    (tmp_path / "config").mkdir()
+    start = options_in(tmp_path, FEATURES)
     path = tmp_path / "config" / "config.yaml"
-    path.write_text(FEATURES)
-    start = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path))
     output = snakemake(*start, "--cores", "2")
     assert "# Selected bits of stored features" in output, "the summary prints it"
     results = tmp_path / "results" / "features"
