@@ -14,6 +14,7 @@ from pipeline_src.experiment.bit_search import STRATEGIES, Search, search_bits
 from pipeline_src.experiment.search_archive import SearchSettings
 from pipeline_src.experiment.search_result import SearchResult
 from pipeline_src.experiment.search_space import SearchSpace, Variable
+from pipeline_src.experiment.search_strategies import _neighbours
 
 MAX_DROP = 0.005
 BASE = 0.9
@@ -241,6 +242,20 @@ def test_uniform_moves_all_variables_together():
         [1, 0, 1, 1],
         [0, 0, 0, 0],
     ]
+
+
+@pytest.mark.parametrize("choices", [(2, 1, 3, 2), (0, 0, 0, 0), (1, 0, 2, 1)])
+def test_neighbours_change_one_or_two_variables_or_lower_all_but_one_at_most(choices):
+    """Found by asking every configuration."""
+    everything = np.array(list(itertools.product(*map(range, SMALL.num_values))))
+    lower = np.maximum(np.array(choices) - 1, 0)
+    num_changed = (everything != choices).sum(axis=1)
+    lowered_or_kept = ((everything == lower) | (everything == choices)).all(axis=1)
+    not_lowered = (everything != lower).sum(axis=1)
+    near = (num_changed <= 2) | (lowered_or_kept & (not_lowered <= 1))
+    expected = {tuple(row) for row in everything[near].tolist()}
+    found = {tuple(row) for row in _neighbours(SMALL, choices).tolist()}
+    assert found | {choices} == expected
 
 
 def test_an_archive_is_refused_by_any_other_search(tmp_path):
