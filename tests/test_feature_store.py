@@ -1,5 +1,6 @@
 """Packed rows: an oracle of one value at a time, error bounds, bytes, gathering."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -180,6 +181,43 @@ def test_levels_of_a_support_err_no_more_than_even_ones(bits):
         assert error <= even.square().sum() + slack
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_levels_of_a_support_err_less_than_those_of_a_first_fit(bits):
+    """A line through codes and values, and each further round only errs less.
+
+    The first fit takes the codes of even levels; NumPy draws its line.
+    """
+    # Last, a row whose line is below 0 at the first code: zeros must not pull at it.
+    below = torch.tensor([0.0] * 20 + [0.01] + [0.3] * 9 + [1.0] * 10)
+    x = torch.cat([bag_of_weights(), below[None]])
+    decoded = FeatureStore.pack(x, (bits,), packing("support")).decode().double()
+    for row, ours in zip(x.double(), decoded, strict=True):
+        values = row[row > 0].numpy()
+        levels = np.linspace(values.min(), values.max(), 2**bits - 1)
+        codes = np.abs(values[:, None] - levels).argmin(axis=1)
+        (squares,) = np.polyfit(codes, values, 1, full=True)[1]
+        # Rounding of levels and the scale's widening, of values below 2.
+        slack = 2 * len(values) * (2.0 ** (bits - 23) + 2 * 2**bits * UNIT_ROUNDOFF)
+        assert (ours - row).square().sum() <= squares + slack
+
+
+@pytest.mark.parametrize("metadata", METADATA, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_present_values_take_the_nearest_level_that_a_support_stores(bits, metadata):
+    """Levels as they are read: zero point and scale after rounding to their type."""
+    x = bag_of_weights()
+    part = pack_rows(x, bits, packing("support", metadata=metadata))
+    assert torch.all(torch.signbit(part.scale)), "the mark of a row with zeros"
+    decoded = FeatureStore.pack(x, (bits,), packing("support", metadata=metadata))
+    first, step = part.zero_point.double(), part.scale.double().abs()
+    levels = first[:, None] + step[:, None] * torch.arange(2**bits - 1)
+    distance = (x.double()[:, :, None] - levels[:, None]).abs().amin(dim=2)
+    error = (decoded.decode().double() - x.double()).abs()
+    # A position's error decides only where two levels are equally near; reading rounds.
+    slack = (step + first.abs())[:, None] * 2**bits * 4 * UNIT_ROUNDOFF
+    assert torch.all((error <= distance + slack)[x > 0])
+
+
 @pytest.mark.parametrize("metadata", METADATA, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", PACKED)
 def test_rows_whose_least_value_is_not_zero_have_no_support(bits, metadata):
@@ -236,7 +274,8 @@ def test_not_finite_values_are_seen_in_their_range(range):
         first = 4 // size * size
         lost = torch.zeros(9, dtype=torch.bool)
         lost[first : first + size] = True
-        assert torch.all(torch.isfinite(decoded).all(dim=1) == ~lost)
+        assert torch.isnan(decoded[lost]).all(), "zeros of a support, too"
+        assert torch.isfinite(decoded[~lost]).all()
 
 
 def stores():
