@@ -35,6 +35,8 @@ def test_sound_results_pass(sound):
     assert check_results(sound) == []
     assert check_results(sound.isel(measurement=[])) == []
     assert check_results(sound.isel(run=[])) == []
+    backwards = slice(None, None, -1)  # the largest blocks first
+    assert check_results(sound.isel(measurement=backwards, run=backwards)) == []
 
 
 def test_rivals_and_variants_may_keep_what_they_keep(tmp_path):
@@ -146,6 +148,30 @@ def test_padding_of_a_small_graph_is_no_fault(sound):
     assert any("memory rises" in problem for problem in check_results(sound))
 
 
+@pytest.mark.parametrize(("largest_block", "num_problems"), [(16, 0), (17, 1)])
+def test_memory_must_fall_only_where_blocks_may_grow(
+    sound, largest_block, num_problems
+):
+    """A row is 16 projected values: a cap at 16 lets no block hold a second one."""
+    specs = [json.loads(text) for text in sound["measurement_spec"].values]
+    for spec in specs:
+        spec["method"]["max_block_size"] = largest_block
+    texts = np.asarray([json.dumps(spec) for spec in specs])
+    sound = sound.assign_coords(measurement_spec=("measurement", texts))
+    plant_constant_memory(sound)
+    assert len(check_results(sound)) == num_problems
+
+
+def test_memory_must_fall_only_where_it_can_be_seen(sound):
+    """Slack of one percent may hide the fall; of less, it may not."""
+    slack = block_size_slack(json.loads(sound["measurement_spec"].values[1]))
+    sound["measured_saved_memory"][1:] = 100 * slack
+    assert check_results(sound) == []
+    sound["measured_saved_memory"][1:] = 100 * slack + 1
+    (problem,) = check_results(sound)
+    assert "memory does not fall" in problem
+
+
 def test_boundaries_do_not_change_the_order_of_memory(sound):
     """G/R = 64 + VM is compared with its own kind only."""
     sound["measured_saved_memory"][8] = 29 * MIB
@@ -182,6 +208,18 @@ def test_records_of_different_versions_are_told_apart(sound, tmp_path, capsys):
     write_dataset(several, tmp_path / "runs.nc")
     runpy.run_path(str(SCRIPT))["main"](tmp_path / "runs.nc", tmp_path / "checks.txt")
     assert "different versions: torch 2.11.0 (3), 2.13.0" in capsys.readouterr().err
+
+
+def test_versions_of_measurements_count_beside_those_of_runs(sound):
+    """A benchmark made by another torch is in the same tables."""
+    names = {"provenance": "run", "measurement_provenance": "measurement"}
+    for (name, dim), torch in zip(names.items(), ("2.13.0", "2.11.0"), strict=True):
+        made_by = [json.loads(text) for text in sound[name].values]
+        for record in made_by:
+            record["versions"] = {"torch": torch}
+        texts = np.asarray([json.dumps(record) for record in made_by])
+        sound = sound.assign_coords({name: (dim, texts)})
+    assert "torch 2.11.0 (9), 2.13.0 (27)" in describe_checks(sound)
 
 
 def test_the_script_fails_on_a_problem_and_writes_nothing(sound, tmp_path):

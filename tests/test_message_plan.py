@@ -53,12 +53,17 @@ def test_rows_and_received_come_back_in_node_order(edges, run_values, grad):
     assert torch.equal(itself, x)
 
 
-@given(edges=edge_lists(), split_points=st.sampled_from([(), (2,), (1, 3)]))
-def test_other_runs_are_those_of_a_new_plan(edges, split_points):
+@given(
+    edges=edge_lists(),
+    split_points=st.sampled_from([(), (2,), (1, 3)]),
+    run_values=st.sampled_from([1, 4, 9, 100]),
+)
+def test_other_runs_are_those_of_a_new_plan(edges, split_points, run_values):
+    """Some longer than the graph has edges, some shorter."""
     num_nodes, source, target = edges
     adjacency = adjacency_from_edges(source, target, num_nodes)
     bits = uniform_bits(1, 8, split_points)
-    plan = MessagePlan.of(adjacency, bits, 2, 8).in_runs_of(100)
-    again = MessagePlan.of(adjacency, bits, 2, 100)
+    plan = MessagePlan.of(adjacency, bits, 2, 8).in_runs_of(run_values)
+    again = MessagePlan.of(adjacency, bits, 2, run_values)
     assert (plan.bounds, plan.run_values) == (again.bounds, again.run_values)
     assert torch.equal(plan.column, again.column)
