@@ -1,5 +1,6 @@
 """Records come back as they were written, whole or not at all."""
 
+import importlib.metadata
 import json
 import os
 
@@ -146,3 +147,11 @@ def test_provenance_is_the_same_every_time_and_names_no_place():
     assert os.getcwd() not in text
     assert records.platform.node() not in text
     assert {"versions", "device", "source_digest", "threads"} <= set(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "package", ["torch", "numpy", "scipy", "pandas", "xarray", "netCDF4", "snakemake"]
+)
+def test_provenance_names_the_version_of_each_package(package):
+    version = importlib.metadata.version(package)
+    assert made_up_provenance()["versions"][package] == version

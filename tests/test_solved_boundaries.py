@@ -13,6 +13,10 @@ def boundaries_of(tmp_path):
     return read_boundaries(tmp_path / "boundaries.nc")
 
 
+def test_without_a_file_there_are_none():
+    assert read_boundaries(None) is None
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize(("asked", "tabulated"), [(32, 32), (900, 1024), (9999, 4096)])
 def test_boundaries_are_those_of_the_nearest_tabulated_size(

@@ -146,6 +146,7 @@ def test_resume_key_changes_with_the_run_and_with_its_inputs(tmp_path):
     graph.write_text("1")
     key = resume_key(SPEC, [graph])
     assert key == resume_key(dataclasses.replace(SPEC, device="cuda"), [graph])
+    assert key == resume_key(SPEC, [graph, None, ""]), "inputs that are not needed"
     assert key != resume_key(dataclasses.replace(SPEC, seeds=(0,)), [graph])
     graph.write_text("2")
     assert key != resume_key(SPEC, [graph])

@@ -503,6 +503,30 @@ def test_a_training_that_diverges_names_the_run_and_the_remedy(
         train_run(spec, GRAPH)
 
 
+@pytest.mark.parametrize("name", ["convolutions.0.root.weight", "norms.0.running_var"])
+def test_numbers_of_the_model_that_are_not_finite_are_named(name):
+    """Though loss, activations and logits so far were: only the next use would tell."""
+    trainer = Trainer(run_spec(FULL), GRAPH, None, 0)
+    losses = trainer.step(0)[None]
+    trainer.evaluate()
+    trainer.check_finite(losses)
+    trainer.model.state_dict()[name].fill_(math.inf)
+    with pytest.raises(FloatingPointError, match=rf"infinity in {name} after epoch 1"):
+        trainer.check_finite(losses)
+
+
+def test_logits_of_a_few_nodes_that_are_not_finite_are_named():
+    """One layer: a node reaches its neighbours and no further."""
+    model = ModelSpec("one", "sage", 1, 8, 0.0, False)
+    trainer = Trainer(run_spec(FULL, model=model), GRAPH, None, 0)
+    features = GRAPH.features.clone()
+    features[3] = math.nan
+    trainer.graph = dataclasses.replace(GRAPH, features=features)
+    trainer.evaluate()
+    with pytest.raises(FloatingPointError, match="infinity in logits after epoch 1"):
+        trainer.check_finite(torch.zeros(1))
+
+
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
     for has_gpu, kind in [(True, "cuda"), (False, "cpu")]:
         monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
