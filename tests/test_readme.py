@@ -1,5 +1,6 @@
 """The README shows what rules wrote, and its code runs."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -32,6 +33,20 @@ def test_pictures_and_links_lead_to_files():
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_the_count_of_faults_is_that_of_the_published_table():
+    """Every kind that the tests count, and nothing lost."""
+    with (ROOT / "results" / "published" / "faults.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    tests = (ROOT / "tests" / "faults").glob("test_*.py")
+    calls = "".join(path.read_text(encoding="utf-8") for path in tests)
+    counted = re.findall(r'count_fault\(\s*"([^"]+)"', calls)
+    assert sorted(row["fault"] for row in rows) == sorted(counted)
+    assert {row["lost_results"] for row in rows} == {"0"}
+    trials = sum(int(row["trials"]) for row in rows)
+    words = " ".join(README.split())
+    assert f"did {trials} faults of {len(rows)} kinds, and no run was lost" in words
 
 
 def test_example_runs(capsys):

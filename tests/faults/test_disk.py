@@ -1,11 +1,13 @@
 """A disk that is full, or read-only: said in words, and nothing half-written."""
 
+import shutil
+
 import pytest
 import torch
 import xarray as xr
-from workplace import COLLECTED, FP32, LEAN, copy_of, without_times
+from workplace import COLLECTED, FP32, LEAN, copy_of, lost_results
 
-from pipeline_src.experiment.records import read_dataset, write_dataset
+from pipeline_src.experiment.records import write_dataset
 from pipeline_src.gnn.embedded_graphs import digits_graph
 from pipeline_src.gnn.fetching import FetchError, fetch_graph
 from pipeline_src.gnn.graph_files import write_graph
@@ -21,7 +23,7 @@ def workplace(undisturbed, tmp_path):
 
 
 def test_a_run_on_a_full_disk_says_so_and_goes_on_once_there_is_space(
-    undisturbed, workplace, small_disk
+    undisturbed, workplace, small_disk, count_fault
 ):
     small_disk(workplace / "results", "size=24k")  # logs fit, records do not
     text = workplace.run(FP32, exit_status=1)
@@ -31,13 +33,16 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_once_there_is_space(
     assert not workplace.files("results")
     small_disk(workplace / "results", "size=10m")
     workplace.run(FP32)
-    found, expected = (read_dataset(place / FP32) for place in (workplace, undisturbed))
-    xr.testing.assert_identical(without_times(found), without_times(expected))
+    lost = lost_results(workplace, undisturbed, FP32)
+    count_fault("the disk is full in a run", trials=1, lost_results=lost)
 
 
-def test_read_only_results_are_refused_before_any_job(workplace, small_disk):
+def test_read_only_results_are_refused_before_any_job(
+    undisturbed, workplace, small_disk, count_fault
+):
     small_disk(workplace / "results", "size=10m")
-    (workplace / "results" / "tiny").mkdir()
+    shutil.copytree(undisturbed / "results" / "tiny", workplace / "results" / "tiny")
+    (workplace / FP32).unlink()
     small_disk(workplace / "results", "size=10m,ro")
     text = workplace.run(FP32, exit_status=1)
     assert "results/tiny is of no use" in text
@@ -45,6 +50,10 @@ def test_read_only_results_are_refused_before_any_job(workplace, small_disk):
     assert "mount it for writing and run snakemake again" in text
     assert "rule train_run" not in text.partition("Job stats")[2].partition("total")[2]
     assert "Traceback" not in text
+    small_disk(workplace / "results", "size=10m,rw")
+    workplace.run(FP32)
+    lost = lost_results(workplace, undisturbed, FP32, LEAN)
+    count_fault("results are read-only", trials=1, lost_results=lost)
 
 
 def write_graph_of_digits(path):
@@ -63,7 +72,7 @@ def write_text(path):
 @pytest.mark.parametrize("write", [write_graph_of_digits, write_record, write_text])
 @pytest.mark.parametrize("free", [0, 32_768])
 def test_every_writer_leaves_the_old_file_on_a_full_disk(
-    tmp_path, small_disk, write, free
+    tmp_path, small_disk, write, free, count_fault
 ):
     """Whether there is no space at all, or it comes to an end on the way."""
     small_disk(tmp_path / "disk", "size=64k")
@@ -72,7 +81,8 @@ def test_every_writer_leaves_the_old_file_on_a_full_disk(
     (tmp_path / "disk" / "rest").write_bytes(bytes(65_536 - 4096 - free))
     with pytest.raises(OSError, match=rf"disk/file cannot be.*{FULL}.*free some"):
         write(path)
-    assert path.read_text() == "old"
+    lost = path.read_bytes() != b"old"
+    count_fault("the disk is full in a write", trials=1, lost_results=int(lost))
     assert {left.name for left in path.parent.iterdir()} == {"file", "rest"}
 
 

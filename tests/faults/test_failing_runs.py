@@ -1,13 +1,15 @@
 """A run that diverges or needs too much memory fails alone, and says why."""
 
+import json
 import re
 import resource
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from workplace import FP32, TINY, Workplace, copy_of
+from workplace import FP32, LEAN, TINY, Workplace, copy_of, lost_results
 
 from pipeline_src.experiment.job_log import explain, job_log
 
@@ -39,7 +41,7 @@ def workplace(undisturbed, tmp_path):
 
 
 def test_a_diverging_run_fails_alone_and_names_run_epoch_and_remedy(
-    workplace: Workplace,
+    undisturbed, workplace: Workplace, count_fault
 ):
     """--keep-going is in the profile: the sound run is finished all the same."""
     text = workplace.run(DIVERGED, FP32, exit_status=1)
@@ -49,11 +51,18 @@ def test_a_diverging_run_fails_alone_and_names_run_epoch_and_remedy(
         text,
     )
     assert "logs/train_run/digits-wild-fp32-s0to0.log" in text
-    assert (workplace / FP32).exists()
+    log = workplace / "results/tiny/logs/train_run/digits-wild-fp32-s0to0.log"
+    end = log.read_text().strip().splitlines()[-2:]
+    assert end[0] == "FAILED train_run digits-wild-fp32-s0to0"
+    assert end[1].endswith("Lower learning_rate or set gradient_clip.")
     assert not (workplace / DIVERGED).exists()
+    lost = lost_results(workplace, undisturbed, FP32, LEAN)
+    count_fault("a run diverges", trials=1, lost_results=lost)
 
 
-def test_a_run_without_enough_memory_names_itself_and_the_remedies(workplace):
+def test_a_run_without_enough_memory_names_itself_and_the_remedies(
+    undisturbed, workplace, count_fault
+):
     """Addresses are limited for Snakemake and its jobs, so that allocating fails."""
 
     def limit():
@@ -65,6 +74,8 @@ def test_a_run_without_enough_memory_names_itself_and_the_remedies(workplace):
     assert re.search(r"it asked for another \d+ bytes", message)
     assert "policy: lean, fewer bits, a smaller model or a smaller graph" in message
     assert not (workplace / LARGE).exists()
+    lost = lost_results(workplace, undisturbed, LEAN)
+    count_fault("a run is out of memory", trials=1, lost_results=lost)
 
 
 TOO_MUCH = 1 << 46  # bytes
@@ -102,12 +113,16 @@ HEADING = ("job: ", "spec: ", "versions: ", "device: ", "peak memory: ", "time: 
 
 def test_every_log_of_a_run_holds_spec_versions_device_and_memory(undisturbed):
     logs = list((undisturbed / "results/tiny/logs").rglob("*.log"))
-    assert {log.stem for log in logs} >= {"digits", "collect_runs"}
+    assert {log.stem for log in logs} >= {"digits", "collect_runs", Path(FP32).stem}
     for log in logs:
         lines = log.read_text().splitlines()
         for heading in HEADING:
             (line,) = [line for line in lines if line.startswith(heading)]
             assert line.removeprefix(heading)
+        (spec,) = [line for line in lines if line.startswith("spec: ")]
+        if log.stem == Path(FP32).stem:  # as what it says, not as a text in a text
+            asked = json.loads(spec.removeprefix("spec: "))["spec"]
+            assert asked["training"]["epochs"] == 3
         (peak,) = [line for line in lines if line.startswith("peak memory")]
         assert 20 < int(re.findall(r"\d+", peak)[0]) < 4000, "MiB of a small job"
 

@@ -4,13 +4,13 @@ import os
 import signal
 
 import pytest
-from workplace import COLLECTED, FP32, LEAN, copy_of, kill, wait_for
+from workplace import COLLECTED, FP32, LEAN, copy_of, kill, lost_results, wait_for
 
 from pipeline_src.experiment.claims import ClaimedError, claim, holder_of
 
 
 def test_a_second_start_on_the_same_results_is_refused_with_the_way_out(
-    undisturbed, tmp_path
+    undisturbed, tmp_path, count_fault
 ):
     """By a message, then by Snakemake's lock; without that lock by the claim."""
     workplace = copy_of(undisturbed, tmp_path / "copy", FP32, LEAN, COLLECTED)
@@ -36,9 +36,15 @@ def test_a_second_start_on_the_same_results_is_refused_with_the_way_out(
         other = FP32.replace("tiny", "other")
         text = workplace.run(other, "--config", "run=other")
         assert (workplace / other).exists()
+        os.kill(process.pid, signal.SIGCONT)
+        process.communicate()
+        assert process.returncode == 0
     finally:
-        kill(process)
+        if process.returncode is None:
+            kill(process)
     assert holder_of(path) is None
+    lost = lost_results(workplace, undisturbed, FP32, LEAN)
+    count_fault("a second start on the same results", trials=2, lost_results=lost)
 
 
 def test_a_claim_ends_with_its_process_whatever_kills_it(tmp_path):

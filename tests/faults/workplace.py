@@ -4,13 +4,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-UNTRACKED = shutil.ignore_patterns("__pycache__")
+import xarray as xr
+from checkouts import BIN, copy_repository, planned
+
+from pipeline_src.experiment.parts import read_part
+from pipeline_src.experiment.records import read_dataset
+
 RESULTS = Path("results/tiny")
 TINY = """
 run: tiny
@@ -66,9 +68,7 @@ class Workplace:
 
     def planned(self, *arguments):
         """Rules that a start would run."""
-        text = self.run("--dry-run", *arguments)
-        table = text.partition("Job stats:")[2].partition("\ntotal")[0]
-        return {line.split()[0] for line in table.splitlines()[3:]}
+        return set(planned(*arguments, cwd=self.folder))
 
     def files(self, *parts):
         """Everything among results and resources that is not a log."""
@@ -90,12 +90,9 @@ class Workplace:
 
 def checkout(folder, config=TINY):
     """What a clone holds, with another configuration and without results."""
-    (folder / "config").mkdir(parents=True)
+    folder.mkdir()
+    copy_repository(folder)
     (folder / "config" / "config.yaml").write_text(config)
-    for part in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / part, folder)
-    for part in ("workflow", "pipeline_src", "profiles"):
-        shutil.copytree(ROOT / part, folder / part, ignore=UNTRACKED)
     return Workplace(folder)
 
 
@@ -121,6 +118,34 @@ def wait_for(condition, process, seconds=60):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
     return found
+
+
+def assert_same_collection(workplace, undisturbed):
+    """The same runs collected, from the same files, and nothing left over."""
+    found, expected = (
+        without_times(read_dataset(place / COLLECTED))
+        for place in (workplace, undisturbed)
+    )
+    xr.testing.assert_identical(found, expected)
+    assert workplace.files() == undisturbed.files()
+
+
+def lost_results(workplace, undisturbed, *records):
+    """Seeds of these records that are missing or differ in anything but times."""
+    return sum(
+        not _same_seed(read_part(workplace / record), whole, seed)
+        for record in records
+        for whole in [read_dataset(undisturbed / record)]
+        for seed in whole["seed"].values
+    )
+
+
+def _same_seed(found, expected, seed):
+    """No record, a damaged one or one without the seed has lost it."""
+    if found is None or seed not in found["seed"]:
+        return False
+    one, other = (without_times(record).sel(seed=seed) for record in (found, expected))
+    return one.identical(other)
 
 
 def without_times(dataset):
