@@ -187,9 +187,7 @@ def test_levels_of_a_support_err_less_than_those_of_a_first_fit(bits):
 
     The first fit takes the codes of even levels; NumPy draws its line.
     """
-    # Last, a row whose line is below 0 at the first code: zeros must not pull at it.
-    below = torch.tensor([0.0] * 20 + [0.01] + [0.3] * 9 + [1.0] * 10)
-    x = torch.cat([bag_of_weights(), below[None]])
+    x = bag_of_weights()
     decoded = FeatureStore.pack(x, (bits,), packing("support")).decode().double()
     for row, ours in zip(x.double(), decoded, strict=True):
         values = row[row > 0].numpy()
@@ -201,11 +199,26 @@ def test_levels_of_a_support_err_less_than_those_of_a_first_fit(bits):
         assert (ours - row).square().sum() <= squares + slack
 
 
+def test_the_number_of_zeros_does_not_move_the_levels_of_a_support():
+    """A line that is below 0 at the first code: zeros lie at the second."""
+    present = torch.tensor([1 / 64] + [19 / 64] * 79 + [1.0] * 80)
+    rows = [torch.cat([torch.zeros(zeros), present]) for zeros in (1, 40)]
+    few, many = (pack_rows(row[None], 2, packing("support")) for row in rows)
+    assert few.zero_point < 0
+    # Sums of other order, of values up to 1; then the scale's last bits go.
+    bound = 4 * len(present) * UNIT_ROUNDOFF + 2.0 ** (2 - 23)
+    assert (few.zero_point - many.zero_point).abs() <= bound
+    assert (few.scale - many.scale).abs() <= bound
+
+
 @pytest.mark.parametrize("metadata", METADATA, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_present_values_take_the_nearest_level_that_a_support_stores(bits, metadata):
-    """Levels as they are read: zero point and scale after rounding to their type."""
-    x = bag_of_weights()
+    """Levels as they are read: zero point and scale after rounding to their type.
+
+    So many values that some lie between the middles of rounded and other levels.
+    """
+    x = bag_of_weights(2, 10_000)
     part = pack_rows(x, bits, packing("support", metadata=metadata))
     assert torch.all(torch.signbit(part.scale)), "the mark of a row with zeros"
     decoded = FeatureStore.pack(x, (bits,), packing("support", metadata=metadata))
