@@ -27,6 +27,14 @@ def pytest_addoption(parser):
     parser.addoption("--publish-faults", action="store_true", help=f"write {TABLE}")
 
 
+def pytest_configure(config):
+    publish = config.getoption("--publish-faults", default=False)
+    if publish and config.getoption("numprocesses", default=None):
+        raise pytest.UsageError(
+            "--publish-faults counts within one process; leave out --numprocesses"
+        )
+
+
 def pytest_sessionfinish(session):
     """Not known as an option where pytest is told of another folder."""
     if not session.config.getoption("--publish-faults", default=False):
