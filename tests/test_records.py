@@ -19,6 +19,7 @@ from made_up_records import (
 
 from pipeline_src.experiment import records
 from pipeline_src.experiment.records import (
+    content_checksum,
     measurement_record,
     read_dataset,
     run_record,
@@ -111,6 +112,30 @@ def test_a_damaged_file_is_refused_by_name_with_a_remedy(tmp_path, damage):
     path.write_bytes(content)
     with pytest.raises(OSError, match=r"run\.nc is not a readable.*delete it and run"):
         read_dataset(path)
+
+
+def other_datasets(dataset):
+    """The same but for one thing each."""
+    yield dataset.assign_attrs(spec="b")
+    yield dataset.assign_attrs(more="a")
+    yield dataset.rename(x="y")
+    yield dataset.rename(i="j")
+    yield dataset.set_coords("x")
+    yield dataset.isel(i=slice(2))
+    yield dataset.astype(np.float32)
+    for attrs in ({"units": "byte"}, {}):
+        yield dataset.assign(x=("i", dataset["x"].values, attrs))
+    yield dataset.assign(x=("i", np.nextafter(dataset["x"].values, 9), {"units": "s"}))
+
+
+def test_the_checksum_knows_every_part_of_a_dataset():
+    dataset = xr.Dataset(
+        {"x": ("i", [0.5, 1.0, 2.0], {"units": "s"})}, attrs={"spec": "a"}
+    )
+    others = list(other_datasets(dataset))
+    checksums = {content_checksum(one) for one in (dataset, *others)}
+    assert len(checksums) == 1 + len(others)
+    assert content_checksum(dataset.copy(deep=True)) == content_checksum(dataset)
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):

@@ -5,6 +5,7 @@ import re
 import subprocess
 from contextlib import suppress
 
+import netCDF4
 import pytest
 import xarray as xr
 from workplace import (
@@ -71,12 +72,13 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(
 
 
 def test_a_changed_setting_in_a_record_is_refused(undisturbed, tmp_path):
-    """A text that is still well-formed, where HDF5 keeps no checksum of its own."""
-    content = (undisturbed / FP32).read_bytes()
-    changed = content.replace(b'"learning_rate": 0.01', b'"learning_rate": 0.91')
-    assert changed != content
+    """By a program that writes HDF5's own checksums anew."""
     path = tmp_path / "record.nc"
-    path.write_bytes(changed)
+    path.write_bytes((undisturbed / FP32).read_bytes())
+    with netCDF4.Dataset(path, "a") as file:
+        changed = file.spec.replace('"learning_rate": 0.01', '"learning_rate": 0.91')
+        assert changed != file.spec
+        file.spec = changed
     with pytest.raises(OSError, match=r"record\.nc is not a readable.*makes it anew"):
         read_dataset(path)
 
