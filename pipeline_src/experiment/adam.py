@@ -31,6 +31,11 @@ class Adam:
         # On the CPU, because they are read at every step.
         self.num_steps = [torch.tensor(0.0) for _ in self.parameters]
 
+    @property
+    def has_stepped(self) -> bool:
+        """Whether there is a past."""
+        return bool(self.num_steps[0])
+
     def state(self) -> list[Tensor]:
         """What is kept from step to step."""
         return [*self.mean, *self.mean_square, *self.num_steps]
