@@ -354,3 +354,41 @@ def test_starting_snakemake_imports_nothing_heavy():
     )
     assert loaded.returncode == 0, loaded.stderr
     assert not set(loaded.stdout.split()) & HEAVY
+
+
+# The compiler, and what other jobs need; each takes longer than a short training.
+UNUSED_BY_TRAININGS = {"torch._dynamo", "torch._inductor", "sympy", "sklearn"} | {
+    *("torch_geometric", "ogb", "scipy.stats", "matplotlib", "plotnine", "jinja2")
+}
+
+
+@pytest.mark.parametrize("policy", ["full", "exact", "lean"])
+def test_a_short_training_imports_only_what_it_uses(policy, tmp_path):
+    """The script of rule train_run and a whole job, in a fresh interpreter."""
+    code = (
+        "import runpy, sys\n"
+        "from pathlib import Path\n"
+        "from pipeline_src.experiment.spec import MethodSpec, ModelSpec\n"
+        "from pipeline_src.experiment.spec import RunSpec, TrainingSpec\n"
+        "from pipeline_src.gnn.embedded_graphs import synthetic_graph\n"
+        "from pipeline_src.gnn.graph_files import write_graph\n"
+        "script, policy, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])\n"
+        "write_graph(synthetic_graph(num_nodes=200, num_edges=900), folder / 'g.npz')\n"
+        "model = ModelSpec('sage', 'sage', 2, 8, 0.5, True)\n"
+        "bits = {} if policy == 'full' else {'bits': 2, 'rows_per_block': 8}\n"
+        "method = MethodSpec(policy, policy, policy, **bits)\n"
+        "training = TrainingSpec(2, 0.01, 0.0, 0.5, 'cross_entropy')\n"
+        "spec = RunSpec('synthetic', model, method, training, (0, 1))\n"
+        "main = runpy.run_path(script)['main']\n"
+        "main(spec, folder / 'g.npz', None, [], folder / 'record.nc')\n"
+        "print(*sys.modules)"
+    )
+    script = SCRIPTS / "train_run.py"
+    done = subprocess.run(
+        [sys.executable, "-c", code, script, policy, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stdout.split()) & UNUSED_BY_TRAININGS

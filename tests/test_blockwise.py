@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from pipeline_src.quant.blockwise import (
     PACKABLE_BITS,
@@ -129,6 +130,18 @@ def test_compiled_equals_plain_to_the_bit(bits, law):
         assert torch.equal(
             decoded, decompress_blocks(*fused, x.shape, bits, law, "true")
         )
+
+
+def test_one_compilation_serves_a_tail_with_padding_and_one_without():
+    """Seconds each; the shape of the activation behind its blocks is none of it."""
+    torch.compiler.reset()
+    counts = []
+    for num_rows, width in [(44, 63), (1100, 64), (1088, 126), (1088, 64)]:
+        x = torch.zeros(num_rows, width)
+        compress_blocks(x, SEED, 2, 63, None, "true")
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[-1]
+    torch.compiler.reset()
 
 
 def test_compiled_equals_plain_where_blocks_share_words():

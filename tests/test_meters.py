@@ -115,7 +115,7 @@ def test_events_of_one_nanosecond_count_in_the_order_of_their_recording(monkeypa
     tree = SimpleNamespace(experimental_event_tree=lambda: [function, event(100)])
 
     class Profile:
-        profiler = SimpleNamespace(kineto_results=tree)
+        kineto_results = tree
 
         def __init__(self, **options):
             assert options["profile_memory"]
@@ -126,7 +126,7 @@ def test_events_of_one_nanosecond_count_in_the_order_of_their_recording(monkeypa
         def __exit__(self, *exception):
             return None
 
-    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(meters, "profile", Profile)
     use = measure_memory(lambda: None, CPU)[1]
     assert use == MemoryUse(held=512, peak=1024)
 

@@ -173,7 +173,7 @@ def drawing_as_eager(method: MethodSpec) -> Iterator[None]:
 def weight_gradient(trainer: Trainer, epoch: int) -> Tensor:
     """Gradients of the weight matrices at the present parameters, in one vector."""
     torch.manual_seed(epoch)  # of Dropout, where it is drawn from torch's generator
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.optimizer.zero_grad()
     labels = trainer.graph.labels[trainer.graph.train_index]
     logits = trainer.logits(epoch)
     training_loss(logits, labels, trainer.spec.training.loss).backward()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import profile
 
 ALLOCATION_UNIT = 512  # bytes; the granularity of CUDA's caching allocator
 
@@ -134,8 +135,9 @@ def _measure_cuda(
 def _measure_cpu(call: Callable[[], Result]) -> tuple[Result, MemoryUse]:
     # The profiler's own log lines; read when the profiler is loaded.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+    # What torch.profiler is built on; that imports the compiler when it starts, which
+    # takes longer than a short training.
+    with profile(profile_memory=True, use_kineto=True) as profiler:
         result = call()
     alive: dict[int, int] = {}
     now = peak = 0
@@ -150,10 +152,10 @@ def _measure_cpu(call: Callable[[], Result]) -> tuple[Result, MemoryUse]:
     return result, MemoryUse(held=sum(alive.values()), peak=peak)
 
 
-def _cpu_events(profiler: Any) -> list[tuple[int, int]]:
+def _cpu_events(profiler: profile) -> list[tuple[int, int]]:
     """(address, bytes; negative for a release) of each CPU event, in order of time."""
     found: list[tuple[int, int, int]] = []
-    nodes = list(profiler.profiler.kineto_results.experimental_event_tree())
+    nodes = list(profiler.kineto_results.experimental_event_tree())
     while nodes:
         node = nodes.pop()
         nodes += node.children

@@ -37,27 +37,22 @@ def measure_saved_memory(trainer: Trainer) -> tuple[int, int]:
 
 
 def measure_step_memory(trainer: Trainer) -> dict[str, float]:
-    """Bytes of one training step; the trainer takes two steps for it.
+    """Bytes of one training step; the trainer takes it, and a first if it has not.
 
     Returns:
         saved_memory and saved_memory_with_loss, see measure_saved_memory; peak_memory:
         the most that is alive during a step, less model and data; resident_memory:
         model and data.
     """
-    trainer.step(0)  # compiles, and makes the optimiser's state
-    trainer.optimizer.zero_grad(set_to_none=True)
+    if not trainer.optimizer.has_stepped:
+        trainer.step(0)  # compiles
+    trainer.optimizer.zero_grad()
     saved, with_loss = measure_saved_memory(trainer)
-    state = [
-        value
-        for values in trainer.optimizer.state.values()
-        for value in values.values()
-        if isinstance(value, Tensor)
-    ]
     _, step = measure_memory(lambda: trainer.step(0), trainer.device)
     return {
         "saved_memory": saved,
         "saved_memory_with_loss": with_loss,
-        "peak_memory": step.peak + resident_bytes(state),
+        "peak_memory": step.peak + resident_bytes(trainer.optimizer.state()),
         "resident_memory": resident_bytes(_resident(trainer)),
     }
 

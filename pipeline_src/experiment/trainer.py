@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline_src.experiment.adam import Adam
 from pipeline_src.experiment.networks import BoundariesOf, build_network
 from pipeline_src.experiment.spec import RunSpec
 from pipeline_src.gnn.graphs import Graph
@@ -46,10 +47,10 @@ class Trainer:
         compile = resolve_compile(spec.compile, self.device)
         self.model = build_network(spec, graph, boundaries_of, compile, keep)
         self.aggregation = self.model.aggregation(graph.adjacency)
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = Adam(
             self.model.parameters(),
-            lr=spec.training.learning_rate,
-            weight_decay=spec.training.weight_decay,
+            spec.training.learning_rate,
+            spec.training.weight_decay,
         )
         # Drawn on the CPU, so that every device rounds alike.
         generator = torch.Generator().manual_seed(seed)
@@ -66,7 +67,7 @@ class Trainer:
 
     def step(self, epoch: int) -> Tensor:
         """One training step; returns the loss, still on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         labels = self.graph.labels[self.graph.train_index]
         loss = training_loss(self.logits(epoch), labels, self.spec.training.loss)
         loss.backward()

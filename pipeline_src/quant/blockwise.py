@@ -123,11 +123,13 @@ def compress_blocks(
     keys = (_row_keys_fused if fused else row_keys)(seed, num_packets * in_packet)
     if num_body == 0:
         return _compress(tail.view(shape), keys, boundaries, bits)
-    body = flat[: num_body * size].view(shape)
+    # Detached: the compiler looks at the tensor behind a view, and would compile again
+    # for a tail, whose padding is behind no activation.
+    body = flat[: num_body * size].view(shape).detach()
     split = num_body * in_packet
     parts = zip(
         kernel(body, keys[:split], boundaries, bits),
-        kernel(tail.view(shape), keys[split:], boundaries, bits),
+        kernel(tail.view(shape).detach(), keys[split:], boundaries, bits),
         strict=True,
     )
     packed, zero_point, scale = (torch.cat(pair) for pair in parts)

@@ -8,7 +8,8 @@ folder with one core, to the last record.
 
 Seconds come in two kinds. Wall seconds count other work on the machine too. CPU seconds
 are user and system time of Snakemake and of all its jobs, and those of the trainings
-were spent in this process by one seed of the same network, times the number of runs.
+were spent in this process by one seed of the same network, once before the sweep and
+once after it, as other work slows both; their mean, times the number of runs.
 A training is its steps, whose wall seconds the records hold as epoch_time, and the
 evaluations that end its epochs, which no record holds; both ratios are given.
 
@@ -26,6 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline_src.experiment.records import read_dataset
@@ -67,8 +69,8 @@ def configuration(cells: int, seeds: int, epochs: int) -> str:
     )
 
 
-def cpu_seconds_of_an_epoch(epochs: int = 30) -> tuple[float, float]:
-    """CPU seconds of a training step, and of the evaluation that follows it."""
+def cpu_seconds_of_an_epoch(epochs: int) -> np.ndarray:
+    """CPU seconds of a training step, and of the evaluation that follows it: (2,)."""
     torch.set_num_threads(1)
     spec = RunSpec(
         "digits",
@@ -89,7 +91,7 @@ def cpu_seconds_of_an_epoch(epochs: int = 30) -> tuple[float, float]:
         trainer.evaluate()
         step += middle - start
         evaluation += time.process_time() - middle
-    return step / epochs, evaluation / epochs
+    return np.array([step, evaluation]) / epochs
 
 
 def snakemake(*arguments: str | Path, folder: Path) -> tuple[float, float]:
@@ -123,8 +125,8 @@ def recorded_seconds(folder: Path) -> float:
 
 
 def sweep_row(cells: int, seeds: int) -> dict[str, object]:
-    step, evaluation = cpu_seconds_of_an_epoch()
-    epochs = round(1 / (step + evaluation))
+    epochs = round(1 / cpu_seconds_of_an_epoch(epochs=30).sum())
+    before = cpu_seconds_of_an_epoch(epochs)
     runs = cells * seeds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -133,6 +135,7 @@ def sweep_row(cells: int, seeds: int) -> dict[str, object]:
         (folder / "config" / "config.yaml").write_text(text)
         wall, cpu = snakemake("--cores", "1", "--until", "train_run", folder=folder)
         recorded = recorded_seconds(folder)
+    step, evaluation = (before + cpu_seconds_of_an_epoch(epochs)) / 2
     return {
         "call": "sweep, to the last record",
         "runs": runs,
