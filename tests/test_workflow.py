@@ -93,11 +93,11 @@ SGQUANT = RESULTS | {
 del SGQUANT["benchmark_training"]
 SELECTION = RESULTS | {
     "prepare_graph": 1,
-    "start_search": 2,
-    "propose_round": 2 * 5,
-    "evaluate_settings": 5 * (2 + 1),  # 4 and 2 searches of 8 settings, in jobs of 16
-    "choose_settings": 2,
-    "measure_settings": 2 * 2,
+    "start_search": 1,
+    "propose_round": 5,
+    "evaluate_settings": 5 * 2,  # 4 searches may propose 8 settings, in jobs of 16
+    "choose_settings": 1,
+    "measure_settings": 2,
     "collect_settings": 1,
     "write_setting_tables": 1,
     "plot_figure": 1 + 1,
