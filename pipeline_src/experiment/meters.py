@@ -152,7 +152,7 @@ def _measure_cpu(call: Callable[[], Result]) -> tuple[Result, MemoryUse]:
     return result, MemoryUse(held=sum(alive.values()), peak=peak)
 
 
-def _cpu_events(profiler: profile) -> list[tuple[int, int]]:
+def _cpu_events(profiler: Any) -> list[tuple[int, int]]:
     """(address, bytes; negative for a release) of each CPU event, in order of time."""
     found: list[tuple[int, int, int]] = []
     nodes = list(profiler.kineto_results.experimental_event_tree())
