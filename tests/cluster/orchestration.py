@@ -29,9 +29,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
+from pipeline_src.experiment.configuration import checked_configuration, read_schema
+from pipeline_src.experiment.plans import run_specs
 from pipeline_src.experiment.records import read_dataset
-from pipeline_src.experiment.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from pipeline_src.experiment.trainer import Trainer
 from pipeline_src.gnn.embedded_graphs import digits_graph
 
@@ -72,15 +74,10 @@ def configuration(cells: int, seeds: int, epochs: int) -> str:
 def cpu_seconds_of_an_epoch(epochs: int) -> np.ndarray:
     """CPU seconds of a training step, and of the evaluation that follows it: (2,)."""
     torch.set_num_threads(1)
-    spec = RunSpec(
-        "digits",
-        ModelSpec("sage", "sage", 2, WIDTH, 0.0, True),
-        MethodSpec("fp32", "FP32", "full"),
-        TrainingSpec(epochs, 0.01, 0.0, None, "cross_entropy"),
-        seeds=(0,),
-        device="cpu",
-        compile="false",
-    )
+    # The very network of the sweep, with the defaults that the schema fills in.
+    schema = read_schema(ROOT / "workflow" / "schemas" / "config.schema.yaml")
+    given = yaml.safe_load(configuration(cells=1, seeds=1, epochs=epochs))
+    (spec,) = run_specs(checked_configuration(given, schema))
     trainer = Trainer(spec, digits_graph(), None, seed=0)
     trainer.step(0)  # the first one allocates
     step = evaluation = 0.0
@@ -125,7 +122,7 @@ def recorded_seconds(folder: Path) -> float:
 
 
 def sweep_row(cells: int, seeds: int) -> dict[str, object]:
-    epochs = round(1 / cpu_seconds_of_an_epoch(epochs=30).sum())
+    epochs = round(1 / cpu_seconds_of_an_epoch(epochs=150).sum())
     before = cpu_seconds_of_an_epoch(epochs)
     runs = cells * seeds
     with tempfile.TemporaryDirectory() as name:
