@@ -579,6 +579,10 @@ SEARCHES = {
             {"models": ["deep"], "bits": [1, 2, 4, 8]},
             ": expected at most 5000 settings to select from, got 61440 for 'deep'; ",
         ),
+        (
+            {"models": ["deepest"]},
+            ": expected at most 5000 settings to select from, got far more for 'deepe",
+        ),
         ({"strategies": ["greedy"]}, ".strategies[0]: got 'greedy'; allowed: random,"),
         ({"max_memory": 0}, ".max_memory: expected a number or null above 0 and at"),
         ({"objective": "time"}, ".objective: got 'time'; allowed: saved, peak"),
@@ -588,6 +592,7 @@ def test_activation_searches_say_what_does_not_fit(config, settings, message):
     small = config["models"]["sage-2x8"]
     config["models"] |= {
         "flat": small | {"num_layers": 1},
+        "deepest": small | {"num_layers": 1000},
         "deep": small | {"num_layers": 7},
     }
     config["activation_searches"] = [SEARCHES | settings]

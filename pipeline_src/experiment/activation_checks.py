@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+TOO_MANY_TO_PRINT = 10**12
 MAX_SETTINGS = 5000  # whose bytes are counted, or measured, before the first round
 
 
@@ -49,8 +50,9 @@ def _problems_of_size(
         entry["rows_per_block"]
     )
     if num_settings > MAX_SETTINGS:
+        count = str(num_settings) if num_settings < TOO_MANY_TO_PRINT else "far more"
         yield (
             f"{path}: expected at most {MAX_SETTINGS} settings to select from, got"
-            f" {num_settings} for {name!r}; list fewer bits, rows_per_block or"
+            f" {count} for {name!r}; list fewer bits, rows_per_block or"
             " projection_ratios"
         )
