@@ -14,7 +14,7 @@ CACHE = Path(__file__).resolve().parents[1] / ".cache" / "inductor"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 # A busy machine is no failure: hypothesis times single examples otherwise.
-# The same examples in every run; `pytest --hypothesis-profile searching` draws new ones.
+# The same examples in every run; `--hypothesis-profile searching` draws new ones.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("searching", deadline=None)
 settings.load_profile("repeatable")
