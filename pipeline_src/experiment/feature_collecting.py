@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from pipeline_src.experiment.feature_plans import FeatureTraining
 from pipeline_src.experiment.records import (
     FilePath,
     attributes,
@@ -26,9 +27,9 @@ def collect_features(
 ) -> xr.Dataset:
     """Join records of select_feature_bits and of measure_feature_bits, in this order.
 
-    Graph and model stand beside each entry, with the prefix ``measurement_`` beside
-    measurements, whose variables are called ``measured_...``. So do the accuracy that
-    a search compared with, and the provenance of a measurement.
+    Graph, model and hyper-parameters stand beside each entry, with the prefix
+    ``measurement_`` beside measurements, whose variables are called ``measured_...``.
+    So do the accuracy that a search compared with, and a measurement's provenance.
 
     Raises:
         OSError: if records are damaged, naming each and how to make it again.
@@ -94,8 +95,13 @@ def _measurements(record: xr.Dataset) -> xr.Dataset:
 def _place(
     record: xr.Dataset, dim: str, count: int, prefix: str = ""
 ) -> dict[str, tuple[Any, ...]]:
-    training = json.loads(record.attrs["training"])
+    training = FeatureTraining.from_params(record.attrs["training"])
+    texts = {
+        "graph": training.graph,
+        "model": training.model,
+        "hyperparameters": training.hyperparameters,
+    }
     return {
-        f"{prefix}{name}": text_coord(dim, [training[name]] * count, name)
-        for name in ("graph", "model")
+        f"{prefix}{name}": text_coord(dim, [text] * count, name)
+        for name, text in texts.items()
     }
