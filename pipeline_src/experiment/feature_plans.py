@@ -43,7 +43,7 @@ class FeatureTraining:
     weight_decay: float | None = None
 
     @property
-    def own(self) -> dict[str, float]:
+    def own(self) -> dict[str, Any]:
         """The hyper-parameters that are not the published ones."""
         given = {name: getattr(self, name) for name in HYPERPARAMETERS}
         return {name: value for name, value in given.items() if value is not None}

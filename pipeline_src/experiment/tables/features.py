@@ -160,7 +160,7 @@ def selected_table(features: xr.Dataset) -> Table:
         of_places = rows["seeds"].notna() | (name in _AVERAGED)
         shown[title] = text_column(rows[name], pattern).where(of_places, "")
     packed = rows["packed_mib"].map(mebibytes).where(rows["packed_mib"].notna(), "")
-    shown.insert(shown.columns.get_loc("average bits"), "packed [MiB]", packed)
+    shown.insert(list(shown.columns).index("average bits"), "packed [MiB]", packed)
     return Table(
         "Selected bits of stored features",
         f"Method: {method}. Bits were selected on validation nodes with other seeds,"
