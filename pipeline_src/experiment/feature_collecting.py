@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline_src.experiment.feature_plans import FeatureTraining
 from pipeline_src.experiment.records import (
     FilePath,
     attributes,
@@ -95,12 +94,9 @@ def _measurements(record: xr.Dataset) -> xr.Dataset:
 def _place(
     record: xr.Dataset, dim: str, count: int, prefix: str = ""
 ) -> dict[str, tuple[Any, ...]]:
-    training = FeatureTraining.from_params(record.attrs["training"])
-    texts = {
-        "graph": training.graph,
-        "model": training.model,
-        "hyperparameters": training.hyperparameters,
-    }
+    training = json.loads(record.attrs["training"])
+    texts = {name: training[name] for name in ("graph", "model")}
+    texts["hyperparameters"] = record.attrs["hyperparameters"]
     return {
         f"{prefix}{name}": text_coord(dim, [text] * count, name)
         for name, text in texts.items()

@@ -151,6 +151,7 @@ def measure_feature_bits(
     return record.assign_attrs(
         measurement=measurement.to_params(),
         training=networks.attrs["training"],
+        hyperparameters=networks.attrs["hyperparameters"],
         provenance=provenance_text(source_digest, place),
     )
 

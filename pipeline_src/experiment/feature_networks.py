@@ -94,6 +94,7 @@ def train_networks(
 
     attrs = {
         "training": training.to_params(),
+        "hyperparameters": training.hyperparameters,
         "provenance": provenance_text(source_digest, place),
     }
     return by_seeds(training.seeds, train_seed, partial_dir).assign_attrs(attrs)

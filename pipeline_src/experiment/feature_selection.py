@@ -120,6 +120,7 @@ def select_feature_bits(
     attrs = {
         "search": search.to_params(),
         "training": networks.attrs["training"],
+        "hyperparameters": networks.attrs["hyperparameters"],
         "baseline": baseline,
         "provenance": provenance_text(source_digest, place),
     }

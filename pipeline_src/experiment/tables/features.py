@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from pipeline_src.experiment.feature_plans import PUBLISHED
 from pipeline_src.experiment.tables.accuracy import paired_interval
 from pipeline_src.experiment.tables.measured import MIB, without_prefixes
 from pipeline_src.experiment.tables.table import (
@@ -30,6 +29,7 @@ from pipeline_src.experiment.tables.table import (
 _TITLES = {"hyperparameters": "hyper-parameters"}
 FULL_BITS = 32
 SELECTED = ("ABS tuned", "ABS")  # the first that was measured is the method's result
+PUBLISHED = "published"  # begins the text of hyper-parameters that are all published
 UNRELIABLE = "computers"  # with the published hyper-parameters
 FLOAT32_DIGITS = 4  # of points, which shares in float32 have after the decimal point
 _FEATURE_COLUMNS = (
