@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from tests.gpu_proof import table
+from tests.gpu_proof import steps, table
 from tests.gpu_proof.cases import Case, all_cases
 from tests.gpu_proof.versions import PINS, obstacle
 
@@ -174,15 +174,20 @@ def main() -> None:
         if not arguments.words or any(word in name for word in arguments.words)
     ]
     found = proven(cases)
-    rows = table.rows_of(found)
     broken = [line for one in found for line in table.broken_laws(one)]
     print(*broken, sep="\n")
-    if arguments.publish and not broken and not arguments.words:
-        table.write(rows)
-        print(f"wrote {table.PUBLISHED.relative_to(ROOT)}")
-        return
-    differences = table.differences(table.read(), rows)
+    parts = [(table.KERNELS, table.rows_of(found))]
+    if not arguments.words:
+        parts.append((table.STEPS, steps.rows()))
+    differences = [
+        line for one, rows in parts for line in one.differences(one.read(), rows)
+    ]
     print(*differences, sep="\n")
+    if arguments.publish and not arguments.words and not broken:
+        for one, rows in parts:
+            one.write(rows)
+            print(f"wrote {one.path.relative_to(ROOT)}")
+        return
     sys.exit(1 if broken or differences else 0)
 
 
