@@ -221,7 +221,10 @@ def clones_of(tree: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         copy = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
-        return copy.copy_(leaf)
+        # An expanded dimension has one element, which is not written twice.
+        once = tuple(slice(None if step else 1) for step in leaf.stride())
+        copy[once].copy_(leaf[once])
+        return copy
 
     return pytree.tree_map(clone, tree)
 

@@ -64,7 +64,7 @@ def _twins(text: str) -> Iterator[tuple[str, str]]:
         match node:
             case ast.Assign(
                 targets=[ast.Name(id=twin)],
-                value=ast.Call(func=ast.Name(id="fuse"), args=[ast.Name(id=plain)]),
+                value=ast.Call(func=ast.Name(id="fuse"), args=[ast.Name(id=plain), *_]),
             ):
                 yield twin, plain
 

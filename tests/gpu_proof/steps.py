@@ -21,11 +21,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from pipeline_src.experiment.networks import build_network
-from pipeline_src.experiment.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
-from pipeline_src.experiment.trainer import Trainer
 from pipeline_src.gnn import lean
 from pipeline_src.gnn.aggregation import Aggregation
+from pipeline_src.training.networks import build_network
+from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
+from pipeline_src.training.trainer import Trainer
 from tests.gpu_proof.cases import NODES
 from tests.gpu_proof.pretended_cuda import (
     Observer,
@@ -201,5 +201,5 @@ def _trainer(spec: RunSpec, seen: Step) -> Trainer:
         model.aggregation = lambda _: aggregation
         return model
 
-    with mock.patch("pipeline_src.experiment.trainer.build_network", build):
+    with mock.patch("pipeline_src.training.trainer.build_network", build):
         return Trainer(spec, graph, None, 0)  # type: ignore[arg-type]
