@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline_src.gnn.graphs import Adjacency
+from pipeline_src.quant.dtypes import check_dtype
 from pipeline_src.quant.references import Reference, watch
 
 
@@ -49,6 +50,7 @@ class Aggregation:
         return self._apply(self.transposed_matrix, gradient, torch.empty_like(gradient))
 
     def _apply(self, matrix: Tensor, x: Tensor, output: Tensor) -> Tensor:
+        check_dtype(x, "features", (torch.float32,))
         # torch.sparse.mm would make a second tensor of this size on the way.
         torch.addmm(output, matrix, x, beta=0, out=output)
         if self.self_weight is not None:

@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch_geometric.nn.inits import glorot
 from torch_geometric.utils import softmax
 
 from pipeline_src.gnn.feature_bits import ElementCount
+from pipeline_src.gnn.first_order import first_order
 from pipeline_src.gnn.message_plan import MessagePlan, Run
 from pipeline_src.gnn.quantized_points import QuantizedPoints
 from pipeline_src.gnn.sparse_features import SparseFeatures
@@ -133,7 +133,7 @@ class GcnAggregate(Function):
         return gcn_sum(FeatureStore.full(x), plan)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """The transposed sum."""
         check_unchanged(ctx.references)
