@@ -120,6 +120,7 @@ INNER = {
     *("blockwise.check_boundaries", "blockwise.decompress_blocks"),
     *("blockwise.round_down", "blockwise.round_up", "blockwise.even_position"),
     *("blockwise.look_up", "noise.mix", "noise.row_keys", "noise.uniform_pair"),
+    "noise.row_keys_fused",
     *("row_codes.grid_of", "row_codes.support_grid_of", "row_codes.encode"),
     *("row_codes.values_of", "row_codes.unpack_codes", "projection.projection"),
     *("rectified.active_sums", "rectified.encode", "masked.encode_masked"),

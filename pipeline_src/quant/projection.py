@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline_src.quant.dtypes import as_float32, check_seed
-from pipeline_src.quant.noise import mix, row_keys
+from pipeline_src.quant.noise import GOLDEN, mix, row_keys
 
 _SEED_STREAM = 0x27D4EB2F  # apart from the noise of rounding under the same seed
-_GOLDEN = 0x9E3779B9 - 2**32
 
 
 def count_projected(num_features: int, projection_ratio: int) -> int:
@@ -43,7 +42,7 @@ def projection(
     check_seed(seed)
     keys = row_keys(mix(seed ^ _SEED_STREAM), num_features)[:, None]
     columns = torch.arange(num_projected, dtype=torch.int32, device=seed.device)
-    is_negative = mix(keys + columns * _GOLDEN) < 0  # one bit of the hash
+    is_negative = mix(keys + columns * GOLDEN) < 0  # one bit of the hash
     entry = max(num_projected, 1) ** -0.5  # of nothing, where there are no features
     return torch.where(is_negative, -entry, entry).to(torch.float32)
 
