@@ -35,11 +35,11 @@ from torch_geometric.nn.inits import glorot
 from torch_geometric.utils import softmax
 
 from pipeline_src.gnn.feature_bits import ElementCount
-from pipeline_src.gnn.first_order import first_order
 from pipeline_src.gnn.message_plan import MessagePlan, Run
 from pipeline_src.gnn.quantized_points import QuantizedPoints
-from pipeline_src.gnn.sparse_features import SparseFeatures
+from pipeline_src.graphs.sparse_features import SparseFeatures
 from pipeline_src.quant.feature_store import FeatureStore
+from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.references import check_unchanged
 
 _LEAKY_SLOPE = 0.2  # of GAT's scores

@@ -30,9 +30,9 @@ from torch.autograd import Function
 
 from pipeline_src.gnn.aggregation import Aggregation
 from pipeline_src.gnn.batch_norm import BatchNorm
-from pipeline_src.gnn.first_order import first_order
 from pipeline_src.quant.bitmask import mask_gradient, pack_mask
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
+from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.fusion import fusion_pays
 from pipeline_src.quant.masked import MaskedCodes, encode_masked, survives
 from pipeline_src.quant.noise import mix

@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pipeline_src.gnn.aggregation import Aggregation
-from pipeline_src.gnn.first_order import first_order
 from pipeline_src.quant.bitmask import mask_gradient, pack_mask
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
 from pipeline_src.quant.dtypes import SUPPORTED, check_dtype
+from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.references import check_unchanged, watch
 
 

@@ -4,7 +4,8 @@ Values are float32, or float16 and bfloat16, each of which is a float32 number a
 widened to it without loss. Everything is computed in float32 and values that are read
 back are float32; a gradient has the type of what it is the gradient of. Nothing else
 is taken: integers have no values between two codes, and float64 would lose digits, or
-its range, without a word.
+its range, without a word. Only where values are kept whole, and nothing is coded,
+float64 stays float64.
 """
 
 import torch
@@ -37,6 +38,16 @@ def as_float32(x: Tensor, name: str = "x") -> Tensor:
     """
     check_dtype(x, name, SUPPORTED)
     return x.to(torch.float32)
+
+
+def as_floats(x: Tensor, name: str = "x") -> Tensor:
+    """As as_float32, but float64 stays: for values that are not coded.
+
+    Raises:
+        TypeError: if x is neither float64 nor of one of SUPPORTED.
+    """
+    check_dtype(x, name, (*SUPPORTED, torch.float64))
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
 def check_seed(seed: Tensor) -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline_src.quant.dtypes import as_float32, check_dtype
+from pipeline_src.quant.dtypes import as_float32, as_floats, check_dtype
 from pipeline_src.quant.fusion import fuse, fusion_pays
 from pipeline_src.quant.row_codes import (
     count_words,
@@ -141,7 +141,7 @@ class FeatureStore:
         Raises:
             TypeError: if x is of another type.
         """
-        x = as_float32(x)
+        x = as_floats(x)
         part = PackedRows(x, None, None, max(x.shape[0], 1), 32)
         return cls((part,), None, x.shape[0], x.shape[1])
 
