@@ -6,22 +6,22 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from pipeline_src.experiment.activation_plans import activation_plans
-from pipeline_src.experiment.configuration import (
+from pipeline_src.configuration.checks import (
     ConfigurationError,
     checked_configuration,
     read_schema,
     refuse_repeated_keys,
 )
-from pipeline_src.experiment.feature_plans import feature_plans
-from pipeline_src.experiment.plans import (
+from pipeline_src.configuration.plans import (
     byte_book_specs,
     capture_plans,
     measurement_plans,
     run_specs,
     sizes_vary,
 )
-from pipeline_src.experiment.sources import imported_sources
+from pipeline_src.features.plans import feature_plans
+from pipeline_src.records.sources import imported_sources
+from pipeline_src.settings.plans import activation_plans
 
 CONFIGURATIONS = dict.fromkeys([*workflow.configfiles, *workflow.overwrite_configfiles])
 try:

@@ -19,7 +19,7 @@ if not ROOT.is_dir():
     )
 sys.path.insert(0, str(ROOT))
 
-from pipeline_src.experiment.claims import can_lock
+from pipeline_src.records.claims import can_lock
 
 SEARCHED = {"PATH": Path(sys.executable).parent, "PYTHONPATH": ROOT}
 
@@ -91,5 +91,5 @@ show_searched_folders()
 name_the_user()
 print_in_any_locale()
 share_compiled_kernels()
-# Before netCDF4 is imported; pipeline_src/experiment/records.py says why.
+# Before netCDF4 is imported; pipeline_src/records/datasets.py says why.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
