@@ -10,13 +10,13 @@ RUN apt-get update \
 WORKDIR /pipeline
 
 # Packages before sources: an edit of the library installs nothing again.
-COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /tmp/pins.txt \
+COPY environment.yml ./
+RUN sed -n 's/^ *- \([a-z0-9-]*==.*\)/\1/p' environment.yml > /tmp/pins.txt \
     && pip install --no-cache-dir --requirement /tmp/pins.txt \
     && rm /tmp/pins.txt
 
 RUN useradd --create-home --uid 1000 runner && chown runner /pipeline
-COPY --chown=runner Snakefile environment.yml LICENSE ./
+COPY --chown=runner Snakefile LICENSE ./
 COPY --chown=runner profiles ./profiles
 COPY --chown=runner config ./config
 COPY --chown=runner workflow ./workflow

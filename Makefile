@@ -1,14 +1,16 @@
 # make results   the default run: tables, figures and a report under results/default/
 # make test      every test
 # make lint      formatting, types and the workflow's own linter
+# make docs      the site below docs/_build/html; a broken link or reference fails
 # Each makes the environment in .venv first when it is missing or out of date.
 
 VENV ?= .venv
 PYTHON ?= python3
 CORES ?= all
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: results test lint
+.PHONY: results test lint docs
 
 results: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES)
@@ -23,9 +25,16 @@ lint: $(VENV)/.installed
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-$(VENV)/.installed: pyproject.toml
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q docs docs/_build/html
+
+$(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@
