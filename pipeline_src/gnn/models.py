@@ -21,7 +21,6 @@ from pipeline_src.gnn.aggregation import (
     gcn_aggregation,
     mean_aggregation,
 )
-from pipeline_src.gnn.graphs import Adjacency
 from pipeline_src.gnn.lean import LeanLayer, LeanNetwork, LeanRecipe
 from pipeline_src.gnn.saved import (
     Aggregate,
@@ -31,6 +30,7 @@ from pipeline_src.gnn.saved import (
     ReluWithBitMask,
     SageConvolution,
 )
+from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.compressor import Compressor
 
 # (name of the activation, its width, may it be projected) -> how it is kept
