@@ -8,13 +8,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    # isort: off
+    # Under its own name: a type checker takes that for "meant to be seen".
     from pipeline_src.gnn.aggregation import (
         Aggregation as Aggregation,
-    )
-    from pipeline_src.gnn.aggregation import (
         gcn_aggregation as gcn_aggregation,
-    )
-    from pipeline_src.gnn.aggregation import (
         mean_aggregation as mean_aggregation,
     )
     from pipeline_src.gnn.feature_bits import (
@@ -25,62 +23,40 @@ if TYPE_CHECKING:
     )
     from pipeline_src.graphs.embedded import (
         digits_graph as digits_graph,
-    )
-    from pipeline_src.graphs.embedded import (
         synthetic_graph as synthetic_graph,
     )
     from pipeline_src.graphs.files import (
         read_graph as read_graph,
-    )
-    from pipeline_src.graphs.files import (
         write_graph as write_graph,
     )
     from pipeline_src.graphs.graph import (
         Adjacency as Adjacency,
-    )
-    from pipeline_src.graphs.graph import (
         Graph as Graph,
-    )
-    from pipeline_src.graphs.graph import (
         adjacency_from_edges as adjacency_from_edges,
     )
     from pipeline_src.quant.bitmask import (
         mask_gradient as mask_gradient,
-    )
-    from pipeline_src.quant.bitmask import (
         pack_mask as pack_mask,
     )
     from pipeline_src.quant.blockwise import (
         compress_blocks as compress_blocks,
-    )
-    from pipeline_src.quant.blockwise import (
         decompress_blocks as decompress_blocks,
     )
     from pipeline_src.quant.boundaries import (
         ClippedNormal as ClippedNormal,
-    )
-    from pipeline_src.quant.boundaries import (
         rounding_variance as rounding_variance,
-    )
-    from pipeline_src.quant.boundaries import (
         solve_boundaries as solve_boundaries,
     )
     from pipeline_src.quant.compressor import (
         CompressedActivation as CompressedActivation,
-    )
-    from pipeline_src.quant.compressor import (
         Compressor as Compressor,
     )
     from pipeline_src.quant.feature_store import (
         FeatureStore as FeatureStore,
-    )
-    from pipeline_src.quant.feature_store import (
         RowPacking as RowPacking,
     )
     from pipeline_src.records.datasets import (
         read_dataset as read_dataset,
-    )
-    from pipeline_src.records.datasets import (
         write_dataset as write_dataset,
     )
     from pipeline_src.search.bits import (
@@ -91,16 +67,11 @@ if TYPE_CHECKING:
     )
     from pipeline_src.training.spec import (
         MethodSpec as MethodSpec,
-    )
-    from pipeline_src.training.spec import (
         ModelSpec as ModelSpec,
-    )
-    from pipeline_src.training.spec import (
         RunSpec as RunSpec,
-    )
-    from pipeline_src.training.spec import (
         TrainingSpec as TrainingSpec,
     )
+    # isort: on
 
 _HOMES = {
     "gnn.aggregation": ("Aggregation", "gcn_aggregation", "mean_aggregation"),
