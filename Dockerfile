@@ -1,5 +1,5 @@
 # The environment and the workflow, for a laptop or a node with NVIDIA's driver: the wheel
-# of torch brings CUDA itself. README.md, section "Install", says how to run it.
+# of torch brings CUDA itself. docs/how-to/install.md says how to run it.
 FROM python:3.11-slim-bookworm
 
 # Kernels are compiled where that pays.
