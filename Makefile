@@ -2,6 +2,7 @@
 # make test      every test
 # make lint      formatting, types and the workflow's own linter
 # make docs      the site below docs/_build/html; a broken link or reference fails
+# make gpu-proof what can be proven of the GPU's kernels on any machine; fetches Triton
 # Each makes the environment in .venv first when it is missing or out of date.
 
 VENV ?= .venv
@@ -10,7 +11,10 @@ CORES ?= all
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: results test lint docs
+# Beside the environment, which stays as it is: with Triton in it, torch acts otherwise.
+TRITON := .cache/triton
+
+.PHONY: results test lint docs gpu-proof
 
 results: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES)
@@ -27,6 +31,17 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q docs docs/_build/html
+
+gpu-proof: export PYTHONPATH := $(TRITON)
+gpu-proof: $(TRITON)/.installed
+	$(BIN)/python -m tests.gpu_proof.prove
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu_proof
+
+# No dependencies: pip would take another torch, and gigabytes.
+$(TRITON)/.installed: $(VENV)/.installed
+	rm -rf $(TRITON)
+	$(PIP) --no-deps --target $(TRITON) triton
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
