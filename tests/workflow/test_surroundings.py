@@ -45,7 +45,7 @@ def with_environment(folder):
     """An idle copy with an environment of its own, as make makes it."""
     folder.mkdir()
     make_idle(folder)
-    for file in ("Makefile", "pyproject.toml"):
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy2(ROOT / file, folder)
     make_environment = ("-m", "venv", "--without-pip", folder / ".venv")
     subprocess.run([sys.executable, *make_environment], check=True)
