@@ -9,14 +9,13 @@ VENV ?= .venv
 PYTHON ?= python3
 CORES ?= all
 BIN := $(VENV)/bin
-PIP := $(RUN) pip install --disable-pip-version-check --quiet --constraint constraints.txt
-
 # Beside the environment, which stays as it is: with Triton in it, torch acts otherwise.
 TRITON := .cache/triton
 
 # Tools are called as modules: the first line of a script names its interpreter, and what
 # it may not name, such as a folder in quotes, differs from system to system.
-RUN := $(RUN)
+RUN := $(BIN)/python -m
+PIP := $(RUN) pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
 ifneq ($(words $(VENV)),1)
 $(error VENV is '$(VENV)': expected a path without blanks, which make cannot quote)
