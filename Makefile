@@ -2,13 +2,16 @@
 # make test      every test
 # make lint      formatting, types and the workflow's own linter
 # Each makes the environment in .venv first when it is missing or out of date.
+# make gpu       measures a GPU within ten minutes; uses PYTHON as it is, installs nothing
 
 VENV ?= .venv
 PYTHON ?= python3
 CORES ?= all
+DEVICE ?= cuda
+SECONDS ?= 600
 BIN := $(VENV)/bin
 
-.PHONY: results test lint
+.PHONY: results test lint gpu
 
 results: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES)
@@ -22,6 +25,9 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+
+gpu:
+	$(PYTHON) workflow/gpu.py --device $(DEVICE) --seconds $(SECONDS)
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
