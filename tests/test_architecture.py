@@ -52,6 +52,30 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "sklearn", "psutil", "netCDF4"} | TABLES,
         {"experiment", "gnn", "quant", "whole_files"},
     ),
+    "experiment.kernel_benchmark": (
+        TABLES,
+        {"experiment.devices", "experiment.records", "measuring.gpu", "quant.fusion"},
+    ),
+    # A machine with a GPU may have torch and little else.
+    "measuring.gpu": (
+        {"torch"},
+        {
+            "experiment.byte_books",
+            "experiment.kernel_rivals",
+            "experiment.meters",
+            "experiment.spec",
+            "experiment.step_memory",
+            "experiment.trainer",
+            "gnn.aggregation",
+            "gnn.graph_sizes",
+            "gnn.graphs",
+            "gnn.planted",
+            "measuring.gpu",
+            "quant.blockwise",
+        },
+    ),
+    "measuring.gpu.summary": (set(), {"measuring.gpu.results"}),
+    "measuring.gpu.results": (set(), set()),
     # The only place that names packages which are no dependencies.
     "experiment.kernel_rivals": ({"torch", "torchao", "bitsandbytes"}, set()),
     "experiment.spec": (set(), set()),

@@ -155,7 +155,9 @@ def _machine_line(machine: dict[str, Any]) -> str:
     lacking = ", ".join(machine["lacking"])
     line = ", ".join(known) + (f". Lacking: {lacking}." if lacking else ".")
     if machine["cpu_only"]:
-        line += "\n\n**A rehearsal on a CPU and on tiny sizes: no number means anything.**"
+        line += (
+            "\n\n**A rehearsal on a CPU and on tiny sizes: no number means anything.**"
+        )
     return line
 
 
