@@ -1,6 +1,6 @@
 """`make gpu`: all that a machine with a GPU can tell, within ten minutes.
 
-    python3 workflow/gpu.py [--device cpu] [--seconds 600] [--results results/gpu]
+    python3 workflow/gpu.py [--device cpu] [--seconds 600] [--parts kernels training]
 
 It runs on the machine's own Python, installs nothing and needs no network. Each part is
 a process of its own, most important first; every part gets its share of the seconds
@@ -238,19 +238,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "gpu")
     parser.add_argument("--plain", action="store_true", help="compile nothing")
-    run = Run(parser.parse_args())
+    names = [part.name for part in PARTS]
+    parser.add_argument("--parts", nargs="+", choices=names, default=names)
+    given = parser.parse_args()
+    run = Run(given)
     print(f"{run.machine['device']}: results in {run.folder}", flush=True)
     lacking = run.machine["lacking"]
     for name, use in lacking.items():
         run.note("machine", f"{name} is not here, which takes {use}")
-    able = [part for part in PARTS if not set(part.needs) & set(lacking)]
-    states = {part.name: "left out: see notes" for part in PARTS if part not in able}
+    able = []
+    states = dict.fromkeys(given.parts, "left out")
+    for part in PARTS:
+        if missing := sorted(set(part.needs) & set(lacking)):
+            run.note(part.name, f"left out: {', '.join(missing)} is not here")
+        elif part.name in given.parts:
+            able.append(part)
     try:
         while able:
             fitting = parts_that_fit(able, run.left())
             for part in able[len(fitting) :]:
                 run.note(part.name, "left out: the seconds do not do for it")
-                states[part.name] = "left out"
             if not fitting:
                 break
             part, *able = fitting

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from pipeline_src.experiment.meters import measure_time
 
-FILL_BYTES = 2**28  # larger than any cache; some 0.1 ms on a fast device
+FILL_BYTES = 2**30  # larger than any cache; some 0.3 ms on a fast device
+MOST_LEAD = 0.03  # seconds: a hundred fills, where a stream takes a thousand
 MIN_CALLS = 8  # in a sample: far more than the resolution of an event
 TRIALS = 4  # to get ahead of the device
 
@@ -96,7 +97,7 @@ class DeviceClock:
         calls = list(itertools.islice(itertools.cycle(timed.calls), number))
         lead = 2 * timed.host_seconds[-1] * number if timed.host_seconds else 1e-3
         for _ in range(TRIALS):
-            seconds, host, ahead = self._between_events(calls, lead)
+            seconds, host, ahead = self._between_events(calls, min(lead, MOST_LEAD))
             if ahead:
                 break
             lead = 2 * max(lead, host)

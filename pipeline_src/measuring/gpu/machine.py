@@ -35,7 +35,7 @@ def describe_machine(wish: str) -> dict[str, Any]:
         `obstacle` says why nothing can be measured, or is empty.
     """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    lacking = {name: use for name, use in USED_FOR.items() if find_spec(name) is None}
+    lacking = {name: use for name, use in USED_FOR.items() if not _is_here(name)}
     if compiler is None:
         lacking[C_COMPILER] = USED_FOR["triton"]
     found: dict[str, Any] = {
@@ -74,6 +74,13 @@ def obstacle(wish: str) -> str:
             "CUDA device; to rehearse without one: make gpu DEVICE=cpu"
         )
     return ""
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # an installation that is broken, or forbidden
+        return False
 
 
 def _version(name: str) -> str:

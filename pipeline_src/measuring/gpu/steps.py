@@ -122,6 +122,7 @@ def fit_large_graph(
     if "graph" not in drawn:
         rows.add({"device": name, "graph": graph_name, "state": state["state"]})
         return []
+    _free(device)  # what drawing took
     methods = list(LARGE_METHODS)
     while methods and deadline.left() > 0:
         method = methods.pop(0)

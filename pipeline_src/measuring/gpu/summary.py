@@ -130,12 +130,12 @@ def faults(part: str, rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if part == "agreement":
             bad = int(row["wrong_codes"]), int(row["differing_metadata"])
-            over = float(row["decoded_difference_over_bound"]) > 1
-            if any(bad) or over:
+            over = row["decoded_difference_over_bound"]
+            if any(bad) or not float(over) <= 1:
                 found.append(
                     f"{row['bits']} bits, {row['boundaries']} edges: {bad[0]} codes and"
                     f" {bad[1]} zero points or scales are wrong, decoded values are "
-                    + ("not within rounding" if over else "right")
+                    f"{over} times the bound of rounding apart"
                 )
         elif part == "aggregation":
             nan, over = int(row["library_shows_nan"]), row["cpu_difference_over_bound"]
