@@ -1,6 +1,7 @@
 # make results   the default run: tables, figures and a report under results/default/
 # make test      every test
 # make lint      formatting, types and the workflow's own linter
+# make gpu-proof what can be proven of the GPU's kernels on any machine; fetches Triton
 # Each makes the environment in .venv first when it is missing or out of date.
 # make gpu       measures a GPU within ten minutes; uses PYTHON as it is, installs nothing
 
@@ -10,8 +11,10 @@ CORES ?= all
 DEVICE ?= cuda
 SECONDS ?= 600
 BIN := $(VENV)/bin
+# Beside the environment, which stays as it is: with Triton in it, torch acts otherwise.
+TRITON := .cache/triton
 
-.PHONY: results test lint gpu
+.PHONY: results test lint gpu gpu-proof
 
 results: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES)
@@ -28,6 +31,20 @@ lint: $(VENV)/.installed
 
 gpu:
 	$(PYTHON) workflow/gpu.py --device $(DEVICE) --seconds $(SECONDS)
+
+gpu-proof: export PYTHONPATH := $(TRITON)
+gpu-proof: $(TRITON)/.installed
+	$(BIN)/python -m tests.gpu_proof.prove
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu_proof
+
+# No dependencies: pip would take another torch, and gigabytes.
+$(TRITON)/.installed: $(VENV)/.installed
+	rm -rf $(TRITON)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps \
+		--target $(TRITON) "$$($(BIN)/python -c 'import tomllib; \
+		project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["gpu-proof"])')"
+	touch $@
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -23,8 +23,8 @@ from pipeline_src.gnn.aggregation import (
     gcn_aggregation,
     mean_aggregation,
 )
-from pipeline_src.gnn.graph_sizes import GraphSizes
-from pipeline_src.gnn.graphs import Adjacency
+from pipeline_src.graphs.graph import Adjacency
+from pipeline_src.graphs.sizes import GraphSizes
 from pipeline_src.measuring.gpu.clock import (
     Deadline,
     DeviceClock,

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline_src.experiment.meters import measure_time
+from pipeline_src.training.meters import measure_time
 
 FILL_BYTES = 2**30  # larger than any cache; some 0.3 ms on a fast device
 MOST_LEAD = 0.03  # seconds: a hundred fills, where a stream takes a thousand

@@ -1,10 +1,10 @@
 """A graph of given counts, drawn where it will be used.
 
 What a step costs follows from counts and degrees, not from what features say. A
-synthetic graph of gnn/embedded_graphs.py is drawn by NumPy, which takes minutes and
-more than 10 GiB for ogbn-products; this one takes seconds on a GPU. Its degrees follow
-the same law as those of gnn/planted.py: a node of rank r of N is drawn in proportion to
-(r / N) ** (-1 / TAIL), which a power of a uniform number is,
+synthetic graph of graphs/embedded.py is drawn by NumPy, which takes minutes and
+more than 10 GiB for ogbn-products; this one is drawn by the device. Its degrees follow
+the same law as those of graphs/planted.py: a node of rank r of N is drawn in proportion
+to (r / N) ** (-1 / TAIL), which a power of a uniform number is,
 
     r = N u ** (1 / (1 - 1 / TAIL)).
 
@@ -15,12 +15,12 @@ be had.
 import torch
 from torch import Tensor
 
-from pipeline_src.gnn.graph_sizes import GraphSizes
-from pipeline_src.gnn.graphs import Adjacency, Graph
-from pipeline_src.gnn.planted import TAIL
+from pipeline_src.graphs.graph import Adjacency, Graph
+from pipeline_src.graphs.planted import TAIL
+from pipeline_src.graphs.sizes import GraphSizes
 
 EXPONENT = 1 / (1 - 1 / TAIL)
-WEIGHTED_ROUNDS = 20  # as in gnn/planted.py
+WEIGHTED_ROUNDS = 20  # as in graphs/planted.py
 
 
 def drawn_graph(name: str, sizes: GraphSizes, device: torch.device) -> Graph:

@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pipeline_src.experiment.kernel_rivals import RIVALS, Kernels, rival_kernels
 from pipeline_src.measuring.gpu.clock import Timed, buffers_beyond_cache
+from pipeline_src.measuring.rivals import RIVALS, Kernels, rival_kernels
 from pipeline_src.quant.blockwise import compress_blocks, decompress_blocks
 
 IMPLEMENTATIONS = ("compiled", "plain", *RIVALS)

@@ -51,7 +51,7 @@ def agreement(setting: Setting) -> list[str]:
 
 def aggregation(setting: Setting) -> list[str]:
     """What the sparse product does with its output, and whether it repeats."""
-    from pipeline_src.gnn.graph_sizes import ARXIV, scaled_arxiv
+    from pipeline_src.graphs.sizes import ARXIV, scaled_arxiv
     from pipeline_src.measuring.gpu.aggregation import COLUMNS, look_at_aggregation
 
     return look_at_aggregation(
@@ -85,7 +85,7 @@ def kernels(setting: Setting) -> list[str]:
 
 def training(setting: Setting) -> list[str]:
     """Steps of networks on a graph with ogbn-arxiv's counts."""
-    from pipeline_src.gnn.graph_sizes import ARXIV, scaled_arxiv
+    from pipeline_src.graphs.sizes import ARXIV, scaled_arxiv
     from pipeline_src.measuring.gpu.steps import COLUMNS, MODELS, time_training
 
     return time_training(
@@ -103,7 +103,7 @@ def training(setting: Setting) -> list[str]:
 
 def products(setting: Setting) -> list[str]:
     """Full-batch steps on a graph with ogbn-products' counts, as far as they fit."""
-    from pipeline_src.gnn.graph_sizes import PRODUCTS, scaled_arxiv
+    from pipeline_src.graphs.sizes import PRODUCTS, scaled_arxiv
     from pipeline_src.measuring.gpu.steps import COLUMNS, fit_large_graph
 
     return fit_large_graph(

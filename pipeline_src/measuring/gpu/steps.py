@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch.autograd import DeviceType
 
-from pipeline_src.experiment.byte_books import BOOKED_POLICIES, saved_bytes
-from pipeline_src.experiment.meters import calls_to_time, measure_time
-from pipeline_src.experiment.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
-from pipeline_src.experiment.step_memory import measure_step_memory
-from pipeline_src.experiment.trainer import Trainer
-from pipeline_src.gnn.graph_sizes import GraphSizes
-from pipeline_src.gnn.graphs import Graph
+from pipeline_src.graphs.graph import Graph
+from pipeline_src.graphs.sizes import GraphSizes
+from pipeline_src.measuring.byte_books import BOOKED_POLICIES, saved_bytes
 from pipeline_src.measuring.gpu.clock import Deadline
 from pipeline_src.measuring.gpu.graphs import drawn_graph
 from pipeline_src.measuring.gpu.results import Rows, note, quartiles
+from pipeline_src.training.meters import calls_to_time, measure_time
+from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
+from pipeline_src.training.step_memory import measure_step_memory
+from pipeline_src.training.trainer import Trainer
 
 COLUMNS = (
     *("device", "graph", "nodes", "entries", "model", "method", "state"),
