@@ -111,6 +111,8 @@ def _csr(structure: Adjacency, values: Tensor) -> Tensor:
     size = (structure.num_nodes, structure.num_nodes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in")
+        # torch 2.11 says so although it is told which.
+        warnings.filterwarnings("ignore", message="Sparse invariant checks are impl")
         return torch.sparse_csr_tensor(
             structure.row_pointer,
             structure.column,
