@@ -123,7 +123,7 @@ Assumptions, none of them measured here:
 {assumed}
 - A copy reaches {copy} of the memory's peak. A kernel issues {issue} of what {lanes}
   lanes of a multiprocessor could, because integer pipes are half as wide.
-- Data sheets were not at hand when this was written; the figures are the usual ones.
+- The figures of the two devices are NVIDIA's public ones, from memory.
 
 Instructions are an upper bound: all paths of a kernel are counted, those that are
 seldom taken too, and a loop's body counts whole in each round. So shares lean low. A
@@ -141,43 +141,46 @@ _PROOF = """\
 every kernel that the library compiles, at every width, with blocks that fill words and
 blocks that do not, with even and uneven bins, what a GPU's first call would do:
 
-1. Inductor writes the Triton module for fake CUDA tensors, called through the library's
-   own operations and its own `fuse`, as for an H100.
+1. Inductor writes the Triton module for fake CUDA tensors, called through the
+   library's own operations and its own `fuse`, as for an H100.
 2. Triton compiles each kernel to machine code for sm_80, sm_90 and, for no other
    purpose than to know that it compiles, AMD's gfx942.
-3. Triton's interpreter runs the whole module on the CPU, at odd sizes, and the result is
-   compared with the plain function: to the bit; for sums within 2 n eps times the sum of
-   the n terms' magnitudes, because the order of adding is the device's own.
-4. Figures of the machine code are compared with the committed table. A worse one fails,
-   a better one asks to be committed: `python -m tests.gpu_proof.prove --publish`.
+3. Triton's interpreter runs the whole module on the CPU, at odd sizes, and the result
+   is compared with the plain function: to the bit; for sums within 2 n eps times the
+   sum of the n terms' magnitudes, because the order of adding is the device's own.
+4. Figures of the machine code are compared with the committed table. A worse one
+   fails, a better one asks to be committed: `python -m tests.gpu_proof.prove
+   --publish`.
 
-Laws that no table excuses: it compiles on all three; one launch (`active_sums` two); one
-module for any number of rows; no operation outside the kernels; no spilled register; no
-float64 instruction; bytes moved at most 1.1 times what must be read and written once
-(1.3 where a layer's codes are made). Faults are planted to see the proof fail: a constant
-beyond int32, a float64 constant, a lost mask, an extra copy.
+Laws that no table excuses: it compiles on all three; one launch (`active_sums` two);
+one module for any number of rows; no operation outside the kernels; no spilled
+register; no float64 instruction; bytes moved at most 1.1 times what must be read and
+written once (1.3 where a layer's codes are made). Faults are planted to see the proof
+fail: a constant beyond int32, a float64 constant, a lost mask, an extra copy.
 
-A training step is traced as a whole on tensors without data: the trainer's own step, with
-autograd's engine and the optimiser. Reading a value, a shape that depends on data, a copy
-between host and device, or an operation on two devices fails.
+A training step is traced as a whole on tensors without data: the trainer's own step,
+with autograd's engine and the optimiser. Reading a value, a shape that depends on
+data, a copy between host and device, or an operation on two devices fails.
 
 ## What is not proven
 
 - **Speed.** Nothing was timed. `roofline.md` estimates.
 - **Which configuration autotuning picks.** Figures are those of the first one.
-- **cuSPARSE**, which multiplies by the adjacency matrix: what it does with an output that
-  is not initialised, and whether it repeats to the bit.
-- **The exact bits of a GPU.** The interpreter rounds each operation as IEEE 754 says. What
-  the machine code contracts or approximates is decided by the compiler's switches.
-- **Index arithmetic beyond sizes that were tried**, occupancy, caches, cost of a launch.
-- **The step on CUDA tensors**: autograd's engine wants a device, so meta tensors stand for
-  them. Kernels within are counted with as many launches as the laws allow.
+- **cuSPARSE**, which multiplies by the adjacency matrix: what it does with an output
+  that is not initialised, and whether it repeats to the bit.
+- **The exact bits of a GPU.** The interpreter rounds each operation as IEEE 754 says.
+  What the machine code contracts or approximates is decided by the compiler's
+  switches.
+- **Index arithmetic beyond sizes that were tried**, occupancy, caches, cost of a
+  launch.
+- **The step on CUDA tensors**: autograd's engine wants a device, so meta tensors
+  stand for them. Kernels within are counted with as many launches as the laws allow.
 - **AMD**: the module is the one written for NVIDIA; nothing ran.
 
 ## Kernels
 
-Every row of the table is in `results/published/gpu_proof.csv`: a case on an architecture.
-In short, over cases and architectures:
+Every row of the table is in `results/published/gpu_proof.csv`: a case on an
+architecture. In short, over cases and architectures:
 
 | kernel | cases | launches | registers | bytes per load | bytes moved / needed |
 |---|---|---|---|---|---|
@@ -185,8 +188,8 @@ In short, over cases and architectures:
 
 ## Steps
 
-Three layers of 128 on a graph of ogbn-arxiv's size; launches of one training step beside
-matrix products and the loss, and how many of these are the library's kernels.
+Three layers of 128 on a graph of ogbn-arxiv's size; launches of one training step
+beside matrix products and the loss, and how many of these are the library's kernels.
 
 | policy | layer | BatchNorm | launches | of kernels | products | loss |
 |---|---|---|---|---|---|---|
