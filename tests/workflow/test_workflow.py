@@ -84,7 +84,7 @@ SCALING = RESULTS | {
 SGQUANT = RESULTS | {
     "fetch_graph": 4,
     "prepare_graph": 5,
-    # graphs x models, and Computers with 64 features x selection and two blocks of seeds
+    # graphs x models and Computers anew, x selection and two blocks of seeds
     "train_features": (5 * 3 + 1) * (1 + 2),
     "search_bits": 5 * 3 + 1,
     "measure_bits": (5 * 3 + 1) * 2,
