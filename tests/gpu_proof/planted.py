@@ -40,16 +40,16 @@ def _extra_copy(x: Tensor) -> None:
     x.copy_(x.flip(0))
 
 
-overflow = fuse(_overflow, rows={"x": 0})
-float64 = fuse(_float64, rows={"x": 0})
-lost_mask = fuse(_lost_mask, rows={"x": 0})
-lost_mask.__wrapped__ = _masked  # type: ignore[attr-defined]
-extra_copy = fuse(_extra_copy, rows={"x": 0})
+_overflow_fused = fuse(_overflow, rows={"x": 0})
+_float64_fused = fuse(_float64, rows={"x": 0})
+_lost_mask_fused = fuse(_lost_mask, rows={"x": 0})
+_lost_mask_fused.__wrapped__ = _masked  # type: ignore[attr-defined]
+_extra_copy_fused = fuse(_extra_copy, rows={"x": 0})
 
 
 def _operation(name: str) -> Any:
     def operate(device: str, size: Size) -> Any:
-        return globals()[name](torch.randn(size, device=device))
+        return globals()[f"_{name}_fused"](torch.randn(size, device=device))
 
     return operate
 

@@ -66,10 +66,9 @@ def _slug(name: str) -> str:
 
 
 def _library_of(kernel: str) -> list[bytes]:
-    """The library's files that decide about a kernel: where it is called, and below."""
-    files = {Path(module.__file__) for module, _ in kernels()[kernel].places}
-    for file in list(files):
-        files.update(imported_sources(file, ROOT))
+    """The library's files that decide about a kernel: its own, and what it imports."""
+    file = Path(kernels()[kernel].module.__file__)
+    files = {file, *imported_sources(file, ROOT)}
     return [path.read_bytes() for path in sorted(files)]
 
 

@@ -5,7 +5,6 @@ operation builds, views and types as they come. While recording, each compiled t
 replaced by a stand-in that notes its arguments and runs the plain function.
 """
 
-import ast
 import importlib
 import re
 from collections.abc import Callable, Iterator
@@ -21,11 +20,11 @@ FILES = [*(ROOT / "pipeline_src").rglob("*.py"), Path(__file__).parent / "plante
 
 
 class Kernel(NamedTuple):
-    """A plain function, its compiled twin, and where the twin is called from."""
+    """A plain function, its compiled twin, and the module that holds both."""
 
     plain: Callable[..., Any]
     fused: Callable[..., Any]
-    places: list[tuple[Any, str]]  # module and name in it
+    module: Any
 
 
 class Call(NamedTuple):
@@ -38,35 +37,27 @@ class Call(NamedTuple):
 
 
 def kernels() -> dict[str, Kernel]:
-    """All that is given to `fuse`, by module and name of the plain function.
+    """All that is given to `fuse`, by module and name of the twin, `_fused` left out.
 
-    Faults that were planted on purpose are among them, as planted.*.
+    A plain function may have several twins, which differ in the dimension that counts
+    rows. Faults that were planted on purpose are among them, as planted.*.
     """
     found: dict[str, Kernel] = {}
     for path in sorted(FILES):
         text = path.read_text(encoding="utf-8")
-        if not re.search(r"^\w+ = fuse\(", text, re.M):
+        twins = re.findall(r"^(\w+)_fused = fuse\(", text, re.M)
+        calls = re.findall(r"(?<!def )\bfuse\(", text)
+        assert len(calls) == len(twins), f"{path}: name each twin NAME_fused"
+        if not twins:
             continue
         dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         module = importlib.import_module(dotted)
-        for twin, plain in _twins(text):
-            made = getattr(module, plain)
-            name = f"{made.__module__.rpartition('.')[2]}.{made.__name__}"
-            fused = getattr(module, twin)
-            kernel = Kernel(fused.__wrapped__, fused, [])
-            found.setdefault(name, kernel).places.append((module, twin))
+        for twin in twins:
+            fused = getattr(module, f"{twin}_fused")
+            name = f"{path.stem}.{twin}"
+            assert name not in found, f"two kernels are called {name}"
+            found[name] = Kernel(fused.__wrapped__, fused, module)
     return found
-
-
-def _twins(text: str) -> Iterator[tuple[str, str]]:
-    """Names of compiled twins and of what they were made of."""
-    for node in ast.parse(text).body:
-        match node:
-            case ast.Assign(
-                targets=[ast.Name(id=twin)],
-                value=ast.Call(func=ast.Name(id="fuse"), args=[ast.Name(id=plain), *_]),
-            ):
-                yield twin, plain
 
 
 @contextmanager
@@ -93,8 +84,8 @@ def recorded(
     with ExitStack() as stack:
         for name, kernel in kernels().items():
             replacement = stand_in(name, kernel)
-            for module, attribute in kernel.places:
-                stack.enter_context(mock.patch.object(module, attribute, replacement))
+            twin = f"{name.partition('.')[2]}_fused"
+            stack.enter_context(mock.patch.object(kernel.module, twin, replacement))
         yield calls
 
 
