@@ -116,6 +116,7 @@ STRICTER: dict[str, set[str]] = {
     "quant.segment_store": {"quant.fusion", "quant.row_codes"},
     "graphs": {"graphs", "records.whole_files"},
     "graphs.fetching": {"graphs.raw_sources"},
+    "graphs.sparse_features": {"quant.references"},
     "gnn": {"gnn", "graphs", "quant"},
     "gnn.feature_bits": {"quant.feature_store"},
     "gnn.pyg.technique": set(),

@@ -26,9 +26,9 @@ def collect_features(
 ) -> xr.Dataset:
     """Join records of select_feature_bits and of measure_feature_bits, in this order.
 
-    Graph and model stand beside each entry, with the prefix ``measurement_`` beside
-    measurements, whose variables are called ``measured_...``. So do the accuracy that
-    a search compared with, and the provenance of a measurement.
+    Graph, model and hyper-parameters stand beside each entry, with the prefix
+    ``measurement_`` beside measurements, whose variables are called ``measured_...``.
+    So do the accuracy that a search compared with, and a measurement's provenance.
 
     Raises:
         OSError: if records are damaged, naming each and how to make it again.
@@ -95,7 +95,9 @@ def _place(
     record: xr.Dataset, dim: str, count: int, prefix: str = ""
 ) -> dict[str, tuple[Any, ...]]:
     training = json.loads(record.attrs["training"])
+    texts = {name: training[name] for name in ("graph", "model")}
+    texts["hyperparameters"] = record.attrs["hyperparameters"]
     return {
-        f"{prefix}{name}": text_coord(dim, [training[name]] * count, name)
-        for name in ("graph", "model")
+        f"{prefix}{name}": text_coord(dim, [text] * count, name)
+        for name, text in texts.items()
     }

@@ -1,8 +1,11 @@
 """What selected bits cost and reach, on networks of seeds that selected nothing.
 
 Test accuracy appears here for the first time, once per method and seed, beside full
-precision's from the same weights. Bytes come in three kinds, see space.py, and
-as the measured peak of inference: the input features and what a pass needs above them.
+precision's from the same weights: as they were trained, and after as many epochs of
+fine-tuning as the packed networks get, selected by the same rule. Only beside the
+latter does a tuned network's drop tell of packing alone. Bytes come in three kinds, see
+space.py, and as the measured peak of inference: the input features and what a
+pass needs above them.
 
 Uniform bits are what one gets without choosing: one width everywhere, but at least four
 bits of attention, whose ranges are of a receiver, however little of it the search may
@@ -89,8 +92,9 @@ def measure_feature_bits(
         partial_dir: as in train_networks.
 
     Returns:
-        Dims (method, seed): accuracies; dim method: bytes; without dims: the bytes of
-        full precision and of the lossless sparse input.
+        Dims (method, seed): accuracies; dim seed: those of full precision, as trained
+        and tuned; dim method: bytes; without dims: the bytes of full precision and of
+        the lossless sparse input.
 
     Raises:
         ValueError: if a network's seed helped to select the bits.
@@ -103,36 +107,37 @@ def measure_feature_bits(
     if again := set(training.seeds) & set(known):
         raise ValueError(f"seeds must be fresh, but bits were selected on {again}")
     fused = resolve_compile(compile, place)
-    chosen = FeatureSetting.of(training.model, graph, search, fused)
+    chosen = FeatureSetting.of(training, graph, search, fused)
     uniform = chosen
     if (plain := _of_uniform_bits(search)) != search:
-        uniform = FeatureSetting.of(training.model, graph, plain, fused)
+        uniform = FeatureSetting.of(training, graph, plain, fused)
     methods = _methods(measurement, selection, chosen, uniform)
 
     def measure_seed(seed: int) -> xr.Dataset:
-        network = network_of(
-            networks, training.seeds.index(seed), training.model, graph
-        )
+        network = network_of(networks, training.seeds.index(seed), graph)
         reached_by = {  # methods may have chosen the same bits
             one: _measured(network, graph, one, seed)
             for one in dict.fromkeys(methods.values())
         }
         reached = np.array([reached_by[one] for one in methods.values()])
+        full = _full_tuned(network, graph, measurement.fine_tuning_epochs, seed)
         log.info("%s seed %d: %d methods", training.name, seed, len(methods))
-        return xr.Dataset(
-            {
-                name: (
-                    ("method", "seed"),
-                    reached[:, [column]],
-                    datasets.attributes(*meaning),
-                )
-                for column, (name, meaning) in enumerate(ACCURACIES.items())
-            },
-            {"seed": seed_coord([seed])},
-        )
+        variables: dict[str, Any] = {}
+        for column, (name, (units, meaning)) in enumerate(ACCURACIES.items()):
+            variables[name] = (
+                ("method", "seed"),
+                reached[:, [column]],
+                datasets.attributes(units, meaning),
+            )
+            variables[f"full_tuned_{name}"] = (
+                "seed",
+                [full[column]],
+                datasets.attributes(units, f"{meaning} in full precision, tuned"),
+            )
+        return xr.Dataset(variables, {"seed": seed_coord([seed])})
 
     record = by_seeds(training.seeds, measure_seed, partial_dir)
-    network = network_of(networks, 0, training.model, graph)
+    network = network_of(networks, 0, graph)
     for name in ACCURACIES:
         record[f"full_{name}"] = networks[name].assign_attrs(
             long_name=f"{networks[name].attrs['long_name']} in full precision"
@@ -146,6 +151,7 @@ def measure_feature_bits(
     return record.assign_attrs(
         measurement=measurement.to_params(),
         training=networks.attrs["training"],
+        hyperparameters=networks.attrs["hyperparameters"],
         provenance=provenance_text(source_digest, place),
     )
 
@@ -197,10 +203,31 @@ def _measured(
     seed: int,
 ) -> tuple[float, float]:
     """Validation and test accuracy of packed inference, after tuning a copy."""
+    points = method.setting.points(method.bits)
+    return _tuned(network, graph, method.setting.plan, points, method.epochs, seed)
+
+
+def _full_tuned(
+    network: FeatureNetwork, graph: Graph, epochs: int, seed: int
+) -> tuple[float, float]:
+    """The same of full precision, which is tuned like a packed network; else NaN."""
+    if epochs == 0:
+        return np.nan, np.nan  # nothing is tuned, so there is nothing to compare with
+    plan = MessagePlan.of(graph.adjacency, None, network.gathered_width)
+    return _tuned(network, graph, plan, None, epochs, seed)
+
+
+def _tuned(
+    network: FeatureNetwork,
+    graph: Graph,
+    plan: MessagePlan,
+    points: QuantizedPoints | None,
+    epochs: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Tune a copy; one rule for packed networks and for full precision."""
     torch.manual_seed(seed)  # dropout of fine-tuning
-    tuned, setting = copy.deepcopy(network), method.setting
-    points = setting.points(method.bits)
-    fit = fine_tune(tuned, graph, setting.plan, points, method.epochs)
+    fit = fine_tune(copy.deepcopy(network), graph, plan, points, epochs)
     return fit.validation_accuracy, fit.test_accuracy
 
 

@@ -7,6 +7,7 @@ parameters, so that a search and a measurement train nothing again.
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def train_networks(
     """Train a block of seeds in full precision.
 
     Args:
-        training: graph, model, epochs and seeds.
+        training: graph, model, epochs, seeds and hyper-parameters.
         graph: on any device.
         device: "auto", "cpu" or "cuda".
         source_digest: recorded as provenance.
@@ -64,7 +65,7 @@ def train_networks(
 
     def train_seed(seed: int) -> xr.Dataset:
         torch.manual_seed(seed)
-        network = new_network(training.model, graph)
+        network = new_network(training, graph)
         plan = MessagePlan.of(graph.adjacency, None, network.gathered_width)
         try:
             fit = train(network, graph, plan, epochs)
@@ -93,22 +94,25 @@ def train_networks(
 
     attrs = {
         "training": training.to_params(),
+        "hyperparameters": training.hyperparameters,
         "provenance": provenance_text(source_digest, place),
     }
     return by_seeds(training.seeds, train_seed, partial_dir).assign_attrs(attrs)
 
 
-def new_network(model: str, graph: Graph) -> FeatureNetwork:
+def new_network(training: FeatureTraining, graph: Graph) -> FeatureNetwork:
     """An untrained network on the device of the graph."""
-    network = FeatureNetwork(model, graph.num_features, graph.num_classes)
+    chosen = replace(PUBLISHED[training.model], **training.own)
+    network = FeatureNetwork(
+        training.model, graph.num_features, graph.num_classes, chosen
+    )
     return network.to(graph.features.device)
 
 
-def network_of(
-    networks: xr.Dataset, index: int, model: str, graph: Graph
-) -> FeatureNetwork:
-    """The trained network of one seed."""
-    network = new_network(model, graph)
+def network_of(networks: xr.Dataset, index: int, graph: Graph) -> FeatureNetwork:
+    """The trained network of one seed, from a record of train_networks."""
+    training = FeatureTraining.from_params(networks.attrs["training"])
+    network = new_network(training, graph)
     state = {
         name: torch.from_numpy(networks[name].values[index].copy())
         for name in network.state_dict()

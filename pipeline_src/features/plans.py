@@ -24,19 +24,53 @@ from pipeline_src.training.spec import source_digest
 FIRST_SELECTION_SEED = 1000
 
 
+PUBLISHED = "published"  # begins the text of hyper-parameters that are all published
+# May differ from the published ones, so that another network is trained.
+HYPERPARAMETERS = ("hidden", "dropout", "learning_rate", "weight_decay")
+
+
 @dataclass(frozen=True)
 class FeatureTraining:
     """Networks of one graph and model in full precision, a block of seeds."""
 
     graph: str
-    model: str  # gcn, agnn or gat, with the published hyper-parameters
-    epochs: int | None  # None: the published number
+    model: str  # gcn, agnn or gat
+    epochs: int | None  # None: the published number, as below
     seeds: tuple[int, ...]
+    hidden: int | None = None
+    dropout: float | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The hyper-parameters that are not the published ones."""
+        given = {name: getattr(self, name) for name in HYPERPARAMETERS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def hyperparameters(self) -> str:
+        """What tells this training from the published one, to read.
+
+        >>> FeatureTraining("cora", "gcn", 100, (0,)).hyperparameters
+        'published, 100 epochs'
+        >>> FeatureTraining("cora", "gcn", None, (0,), hidden=64).hyperparameters
+        'hidden 64'
+        """
+        own = [f"{name} {value:g}" for name, value in self.own.items()] or [PUBLISHED]
+        epochs = [] if self.epochs is None else [f"{self.epochs} epochs"]
+        return ", ".join([*own, *epochs]).replace("_", " ")
+
+    @property
+    def place(self) -> str:
+        """Graph, model and the hyper-parameters of its own, for names of files."""
+        own = [f"{name}{value:g}" for name, value in self.own.items()]
+        return "-".join([self.graph, self.model, *own])
 
     @property
     def name(self) -> str:
-        """Name of the block's record: graph, model, first and last seed."""
-        return f"{self.graph}-{self.model}-s{self.seeds[0]}to{self.seeds[-1]}"
+        """Name of the block's record: its place, first and last seed."""
+        return f"{self.place}-s{self.seeds[0]}to{self.seeds[-1]}"
 
     def to_params(self) -> str:
         """JSON text, for a rule."""
@@ -80,7 +114,7 @@ class FeatureMeasurement:
 
     uniform_bits: tuple[int, ...]  # measured beside the bits that the search chose
     tuned_uniform_bits: tuple[int, ...]  # those of them that are fine-tuned as well
-    fine_tuning_epochs: int
+    fine_tuning_epochs: int  # of packed networks, and of full precision beside them
 
     def to_params(self) -> str:
         """JSON text, for a rule."""
@@ -103,15 +137,15 @@ class FeaturePlan:
 
     @property
     def name(self) -> str:
-        """Name of the plan: graph and model."""
-        return f"{self.selection.graph}-{self.selection.model}"
+        """Name of the plan: graph, model and hyper-parameters of its own."""
+        return self.selection.place
 
 
 def feature_plans(config: Mapping[str, Any]) -> list[FeaturePlan]:
     """Every graph and model whose features a checked configuration wants packed.
 
     Raises:
-        ValueError: if two entries name the same graph and model.
+        ValueError: if two entries name the same graph, model and hyper-parameters.
     """
     plans = [
         _plan(entry, graph, model)
@@ -122,8 +156,9 @@ def feature_plans(config: Mapping[str, Any]) -> list[FeaturePlan]:
     for name, count in Counter(plan.name for plan in plans).items():
         if count > 1:
             raise ValueError(
-                f"feature_bits: {name} occurs {count} times; a graph and a"
-                " model may meet in one entry only, so merge the entries"
+                f"feature_bits: {name} occurs {count} times; a graph and a model may"
+                " meet in one entry only, so merge the entries, or give one of them"
+                f" other hyper-parameters: {', '.join(HYPERPARAMETERS)}"
             )
     return plans
 
@@ -136,7 +171,9 @@ def feature_resume_key(params: str, inputs: Iterable[str | Path]) -> str:
 
 def _plan(entry: Mapping[str, Any], graph: str, model: str) -> FeaturePlan:
     def training(first: int, stop: int) -> FeatureTraining:
-        return FeatureTraining(graph, model, entry["epochs"], tuple(range(first, stop)))
+        seeds = tuple(range(first, stop))
+        own = {name: entry[name] for name in HYPERPARAMETERS}
+        return FeatureTraining(graph, model, entry["epochs"], seeds, **own)
 
     chunk, num_seeds = entry["seeds_per_job"], entry["seeds"]
     last = FIRST_SELECTION_SEED + entry["selection_seeds"]

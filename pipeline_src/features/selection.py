@@ -120,6 +120,7 @@ def select_feature_bits(
     attrs = {
         "search": search.to_params(),
         "training": networks.attrs["training"],
+        "hyperparameters": networks.attrs["hyperparameters"],
         "baseline": baseline,
         "provenance": provenance_text(source_digest, place),
     }
@@ -136,11 +137,10 @@ class _Evaluator:
     ) -> None:
         training = FeatureTraining.from_params(networks.attrs["training"])
         self._networks = [
-            network_of(networks, index, training.model, graph)
-            for index in range(len(training.seeds))
+            network_of(networks, index, graph) for index in range(len(training.seeds))
         ]
         # Plain kernels, with the same bits: compilation is per combination of widths.
-        self._setting = FeatureSetting.of(training.model, graph, search, "false")
+        self._setting = FeatureSetting.of(training, graph, search, "false")
         self._graph = graph
         self._known: dict[FeatureBits, float] = {}
         self._input = functools.lru_cache(_KEPT_INPUTS)(self._pack_input)

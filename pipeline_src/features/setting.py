@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline_src.features.networks import new_network
-from pipeline_src.features.plans import FeatureSearch
+from pipeline_src.features.plans import FeatureSearch, FeatureTraining
 from pipeline_src.features.space import FeatureSpace, feature_space
 from pipeline_src.gnn.feature_bits import (
     FeatureBits,
@@ -32,12 +32,16 @@ class FeatureSetting:
 
     @classmethod
     def of(
-        cls, model: str, graph: Graph, search: FeatureSearch, compile: str
+        cls,
+        training: FeatureTraining,
+        graph: Graph,
+        search: FeatureSearch,
+        compile: str,
     ) -> "FeatureSetting":
-        """Split the nodes by in-degree and count what the model stores on them."""
+        """Split the nodes by in-degree and count what the network stores on them."""
         metadata = METADATA[search.metadata]
         points = quantile_split_points(graph.adjacency.degree, search.degree_buckets)
-        network = new_network(model, graph)
+        network = new_network(training, graph)
         one_width = uniform_bits(network.num_layers, 32, points)
         plan = MessagePlan.of(graph.adjacency, one_width, network.gathered_width)
         space = feature_space(

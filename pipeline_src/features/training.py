@@ -1,10 +1,15 @@
-"""Training in full precision, and fine-tuning with quantised points.
+"""Training in full precision, and fine-tuning with quantised points or without.
 
 Fine-tuning starts from trained weights and runs the same loop with the same optimiser:
 forward reads what packed storage would give, gradients pass straight through. Both keep
 the weights of the best validation epoch; in fine-tuning the weights it started from
 compete, and win ties, so validation accuracy never falls. The loop does not wait for
 the device: the best weights are selected there.
+
+More epochs, and one more choice of the best of them, help any network, packed or not.
+So what tuning gives to packed networks is told from what packing costs by tuning full
+precision as well: the same function without points, hence the same epochs, optimiser,
+learning rate and rule of selection.
 """
 
 from dataclasses import dataclass, replace
@@ -49,12 +54,13 @@ def fine_tune(
     network: FeatureNetwork,  # trained
     graph: Graph,
     plan: MessagePlan,
-    points: QuantizedPoints,
+    points: QuantizedPoints | None,  # None: full precision, tuned by the same rule
     epochs: int = FINE_TUNING_EPOCHS,
 ) -> Fit:
     """Train on with quantised points; accuracies are those of packed inference.
 
-    With 0 epochs nothing is tuned: the accuracy of direct quantisation.
+    With 0 epochs nothing is tuned: the accuracy of direct quantisation, or of the
+    network as it is.
     """
     return _fit(network, graph, plan, points, epochs, start_competes=True)
 

@@ -25,10 +25,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from pipeline_src.gnn.aggregation import Aggregation
+from pipeline_src.gnn.batch_norm import BatchNorm
 from pipeline_src.quant.bitmask import mask_gradient, pack_mask
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
 from pipeline_src.quant.fusion import fusion_pays
@@ -42,6 +44,7 @@ from pipeline_src.quant.rectified import (
     active_sums,
     encode,
 )
+from pipeline_src.quant.references import check_unchanged, watch
 
 IDEAS = (
     "transposed_aggregation",
@@ -154,14 +157,21 @@ class LeanLayer:
     weight: Tensor  # (num_outputs, num_inputs), of the aggregated neighbours
     bias: Tensor  # (num_outputs,)
     root_weight: Tensor | None = None  # (num_outputs, num_inputs), of the node itself
-    norm: nn.BatchNorm1d | None = None
+    norm: BatchNorm | None = None
 
     def parameters(self) -> list[Tensor]:
         """Those that are there, in the order of `Gradients.in_order`."""
-        optional = [self.root_weight]
+        root = [] if self.root_weight is None else [self.root_weight]
+        norm = [] if self.norm is None else self.norm.parameters()
+        return [self.weight, self.bias, *root, *norm]
+
+    def read_in_backward(self) -> Iterator[tuple[str, Tensor | None]]:
+        """Parameters by name that backward reads again."""
+        yield "weight", self.weight
+        yield "root weight", self.root_weight
         if self.norm is not None:
-            optional += [self.norm.weight, self.norm.bias]
-        return [self.weight, self.bias, *(p for p in optional if p is not None)]
+            yield "BatchNorm weight", self.norm.weight
+            yield "BatchNorm bias", self.norm.bias
 
     def convolve(
         self,
@@ -271,6 +281,8 @@ class LeanNetwork(Function):
         num_nodes, device = x.shape[0], x.device
         keeping = _Keeping(recipe, layers, seeds, finite)
         ctx.setting = (aggregation, layers, recipe)
+        kept_by_reference = _read_in_backward(x, layers, recipe, seeds)
+        ctx.references = watch(kept_by_reference) + aggregation.watched()
         hidden = x
         resident = recipe.copies_input(0) or recipe.copies_aggregated(keeping.has_root)
         kept = [KeptRun(slice(0, num_nodes), x, 0.0)]
@@ -297,14 +309,16 @@ class LeanNetwork(Function):
         raise AssertionError("the last layer returns")
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.kept is None:
             raise RuntimeError(
                 "backward can run only once: it gives back what was kept as it goes; "
                 "run forward again"
             )
+        check_unchanged(ctx.references)
         aggregation, layers, recipe = ctx.setting
-        kept, ctx.kept = ctx.kept, None
+        kept, ctx.kept, ctx.references = ctx.kept, None, None
         num_nodes = grad_logits.shape[0]
         found = [Gradients(layer) for layer in layers]
         gradient = grad_logits
@@ -334,7 +348,23 @@ class LeanNetwork(Function):
         transposed = aggregation.transpose(rows)
         for run in kept.pop():
             run.add_gradients(found[0], transposed[run.rows], rows[run.rows])
-        return (*(None,) * 7, *(g for one in found for g in one.in_order()))
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = layers[0].input_gradient(transposed, rows)
+        return (of_x, *(None,) * 6, *(g for one in found for g in one.in_order()))
+
+
+def _read_in_backward(
+    x: Tensor, layers: list[LeanLayer], recipe: LeanRecipe, seeds: Tensor
+) -> Iterator[tuple[str, Tensor | None]]:
+    """What is kept by reference beside the aggregation, by name."""
+    yield "x", x
+    yield "seeds", seeds
+    for slot, layer in enumerate(layers):
+        for name, parameter in layer.read_in_backward():
+            yield f"layer{slot + 1} {name}", parameter
+    for coder in (*recipe.coders, *recipe.copies):
+        yield "boundaries", coder.boundaries
 
 
 class _Keeping:
@@ -464,7 +494,13 @@ def _through_normalization(
         if layer.norm is not None:
             sums += _codes(run).gradient_sums(part)
     if layer.norm is not None:
-        found.norm = (sums[1].clone(), sums[0].clone())
+        of_weight, of_bias = sums[1].clone(), sums[0].clone()
+        found.norm = (
+            *(() if layer.norm.weight is None else (of_weight,)),
+            *(() if layer.norm.bias is None else (of_bias,)),
+        )
+        if not layer.norm.by_batch:
+            sums.zero_()  # running statistics do not depend on y
     mean_gradient, mean_product = sums / runs.num_nodes
     for run, part in parts:
         _codes(run).backpropagate(part, mean_gradient, mean_product)
@@ -489,19 +525,12 @@ def _side_means(y: Tensor, runs: Runs, normalization: Normalization) -> Tensor:
 
 def _normalization(layer: LeanLayer, y: Tensor) -> Normalization:
     """Statistics of this batch, also taken into the running ones."""
-    if layer.norm is None:
-        zero = torch.zeros(y.shape[1], device=y.device)
+    zero = torch.zeros(y.shape[1], device=y.device)
+    norm = layer.norm
+    if norm is None:
         return Normalization(zero, zero + 1, zero + 1, zero)
-    variance, mean = torch.var_mean(y, dim=0, correction=0)
-    _update_running(layer.norm, mean, variance * (len(y) / (len(y) - 1)))
-    inverse_std = torch.rsqrt(variance + layer.norm.eps)
-    return Normalization(mean, inverse_std, layer.norm.weight, layer.norm.bias)
-
-
-def _update_running(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> None:
-    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
-        return
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance, norm.momentum)
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+    mean, inverse_std = norm.statistics(y)
+    weight = zero + 1 if norm.weight is None else norm.weight
+    return Normalization(
+        mean, inverse_std, weight, zero if norm.bias is None else norm.bias
+    )

@@ -382,8 +382,9 @@ def _scalar(value: float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
-_active_sums_fused = fuse(_active_sums)
-_encode_fused = fuse(_encode)
-_gradient_sums_fused = fuse(_gradient_sums)
-_backpropagate_fused = fuse(_backpropagate)
-_output_fused = fuse(_output)
+_STORED_ROWS = {"stored.packed": 0, "stored.ends": 0, "stored.keys": 0}
+_active_sums_fused = fuse(_active_sums, rows={"y": 1})
+_encode_fused = fuse(_encode, rows={"y": 0, "keys": 0})
+_gradient_sums_fused = fuse(_gradient_sums, rows={"gradient": 0, **_STORED_ROWS})
+_backpropagate_fused = fuse(_backpropagate, rows={"gradient": 0, **_STORED_ROWS})
+_output_fused = fuse(_output, rows=_STORED_ROWS)

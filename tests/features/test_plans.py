@@ -1,5 +1,7 @@
 """What a configuration asks of stored features, written out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline_src.features.plans import (
@@ -14,6 +16,10 @@ ENTRY = {
     "graphs": ["cora", "digits"],
     "models": ["gcn", "gat"],
     "epochs": None,
+    "hidden": None,
+    "dropout": None,
+    "learning_rate": None,
+    "weight_decay": None,
     "seeds": 5,
     "seeds_per_job": 2,
     "selection_seeds": 3,
@@ -77,8 +83,31 @@ def test_a_part_changes_with_its_own_keys_only():
 
 def test_a_place_may_be_asked_for_once():
     entries = [ENTRY, ENTRY | {"graphs": ["cora"], "models": ["gat"]}]
-    with pytest.raises(ValueError, match="feature_bits: cora-gat occurs 2 times"):
+    cause = "feature_bits: cora-gat occurs 2 times.*other hyper-parameters: hidden"
+    with pytest.raises(ValueError, match=cause):
         feature_plans({"feature_bits": entries})
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "text"),
+    [
+        ({"hidden": 64}, "hidden64", "hidden 64"),
+        ({"dropout": 0.0}, "dropout0", "dropout 0"),  # falsy, and a value
+        ({"learning_rate": 0.002}, "learning_rate0.002", "learning rate 0.002"),
+        ({"weight_decay": 0.0}, "weight_decay0", "weight decay 0"),
+    ],
+)
+def test_hyperparameters_of_its_own_make_another_place(own, name, text):
+    """Beside the published ones, with records of its own for networks and search."""
+    entry = ENTRY | {"graphs": ["cora"], "models": ["gcn"]}
+    published, other = feature_plans({"feature_bits": [entry, entry | own]})
+    assert (published.name, other.name) == ("cora-gcn", f"cora-gcn-{name}")
+    assert other.blocks[0].name == f"cora-gcn-{name}-s0to1"
+    assert other.selection.own == other.blocks[0].own == own
+    assert published.selection.hyperparameters == "published"
+    assert other.selection.hyperparameters == text
+    longer = replace(other.selection, epochs=9)
+    assert longer.hyperparameters == f"{text}, 9 epochs"
 
 
 def test_the_resume_key_knows_question_and_inputs(tmp_path):

@@ -20,8 +20,13 @@ from pipeline_src.features.plans import (
     FeatureTraining,
 )
 from pipeline_src.features.selection import ABS, select_feature_bits
-from pipeline_src.features.space import GRANULARITIES, bits_from_json
+from pipeline_src.features.space import (
+    GRANULARITIES,
+    bits_from_json,
+    bits_to_json,
+)
 from pipeline_src.features.training import accuracies
+from pipeline_src.gnn.feature_bits import uniform_bits
 from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.records.datasets import read_dataset, write_dataset
@@ -67,7 +72,7 @@ def test_a_record_holds_the_networks_it_reports(networks, tmp_path):
     write_dataset(networks, tmp_path / "networks.nc")
     again = read_dataset(tmp_path / "networks.nc")
     for index in range(2):
-        network = network_of(again, index, "gcn", GRAPH)
+        network = network_of(again, index, GRAPH)
         plan = MessagePlan.of(GRAPH.adjacency, None, network.gathered_width)
         reached = accuracies(network, GRAPH.features, GRAPH, plan, None).tolist()
         row = again.isel(seed=index)
@@ -172,6 +177,71 @@ def test_a_measurement_has_all_methods_and_their_bytes(measured, fresh):
     assert measured["full_test_accuracy"].values == pytest.approx(
         fresh["test_accuracy"].values
     )
+
+
+def test_full_precision_is_tuned_by_the_rule_of_packed_networks(
+    fresh, selection, measured, monkeypatch
+):
+    """As many epochs, the same optimiser, rate, dropout seed and rule of selection.
+
+    With points that change nothing, 32 bits everywhere, the two are the same loop: so
+    they must end at the same accuracies, seed by seed.
+    """
+    plain, calls = measurement.fine_tune, []
+
+    def watched(network, graph, plan, points, epochs):
+        calls.append((points is None, epochs, torch.initial_seed()))
+        return plain(network, graph, plan, points, epochs)
+
+    monkeypatch.setattr(measurement, "fine_tune", watched)
+    full = bits_to_json(uniform_bits(2, 32, (3,)))
+    lossless = selection.assign_coords(
+        bits=("choice", [full] * selection.sizes["choice"])
+    )
+    record = measure_feature_bits(
+        MEASUREMENT, fresh, lossless, GRAPH, device="cpu", compile="false"
+    )
+    tuned = {name for name in calls if name[1]}
+    epochs = MEASUREMENT.fine_tuning_epochs
+    assert tuned == {(full, epochs, seed) for full in (True, False) for seed in (0, 1)}
+    for part in ("validation", "test"):
+        packed = record[f"{part}_accuracy"].sel({"method": f"{ABS} tuned"})
+        alone = record[f"full_tuned_{part}_accuracy"]
+        assert packed.values.tolist() == alone.values.tolist()
+    untuned, best = (
+        measured[f"full_{tuned}validation_accuracy"].values for tuned in ("", "tuned_")
+    )
+    assert (best >= untuned).all()  # the start competes
+
+
+def test_without_fine_tuning_there_is_no_tuned_full_precision(fresh, selection):
+    nothing = replace(MEASUREMENT, tuned_uniform_bits=(), fine_tuning_epochs=0)
+    record = measure_feature_bits(
+        nothing, fresh, selection, GRAPH, device="cpu", compile="false"
+    )
+    assert np.isnan(record["full_tuned_test_accuracy"].values).all()
+
+
+def test_networks_have_the_hyperparameters_that_they_are_asked_for():
+    """In the record, in the search and in the measurement; in all that tunes them."""
+    graph = synthetic_graph(60, 300, 8, 3, seed=2)
+    own = {"hidden": 5, "dropout": 0.25, "learning_rate": 0.02, "weight_decay": 0.0}
+    chose, fresh = (
+        train_networks(
+            FeatureTraining("made-up", "gcn", 2, (first,), **own), graph, device="cpu"
+        )
+        for first in (1000, 0)
+    )
+    network = network_of(fresh, 0, graph)
+    assert {name: getattr(network.hyperparameters, name) for name in own} == own
+    assert fresh["layers.0.weight"].shape == (1, 5, 8)
+    search = replace(SEARCH, equal_bits=None, max_drop=100.0)
+    selection = select_feature_bits(search, chose, graph, device="cpu")
+    record = measure_feature_bits(
+        MEASUREMENT, fresh, selection, graph, device="cpu", compile="false"
+    )
+    # Inputs of 8 features and of 5, and products of 5 and of 3, of 60 nodes.
+    assert float(record["full_memory"]) == 4 * 60 * (8 + 5 + 5 + 3)
 
 
 def test_uniform_bits_do_not_depend_on_what_the_search_may_do_to_attention():

@@ -64,6 +64,21 @@ def test_zero_epochs_leave_the_weights_and_measure_direct_quantisation():
     assert reached == [fit.validation_accuracy, fit.test_accuracy]
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_full_precision_is_tuned_in_the_same_loop(model):
+    """Points of 32 bits store what full precision reads: the same weights follow."""
+    plain, packed = network(model), network(model)
+    plan = MessagePlan.of(GRAPH.adjacency, None, plain.gathered_width)
+    fits = []
+    for net, points in ((plain, None), (packed, points_of(packed, 32))):
+        torch.manual_seed(3)
+        fits.append(fine_tune(net, GRAPH, plan, points, epochs=30))
+    assert fits[0] == fits[1]
+    assert fits[0].epoch > 0
+    for one, other in zip(plain.parameters(), packed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_start_wins_ties():
     """With no step to take, no epoch is better: the weights stay."""
     net = network("gcn")
@@ -71,7 +86,8 @@ def test_the_start_wins_ties():
     for group in (frozen := net.parameter_groups()):
         group["lr"] = 0.0
     net.parameter_groups = lambda: frozen
-    assert fine_tune(net, GRAPH, plan, points_of(net, 4), epochs=3).epoch == 0
+    for points in (points_of(net, 4), None):
+        assert fine_tune(net, GRAPH, plan, points, epochs=3).epoch == 0
 
 
 def test_tuning_learns_through_one_bit():

@@ -200,6 +200,7 @@ def test_batch_norms_own_gradients_are_unbiased_and_its_input_gradient_nearly():
             *inputs,
             torch.zeros(width),
             torch.ones(width),
+            True,
             0.1,
             1e-5,
             Compressor(bits, width, compile="false"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from raw_archives import (
+    published,
     write_flickr,
     write_gnn_benchmark,
     write_ogbn_arxiv,
@@ -32,15 +33,6 @@ from pipeline_src.graphs.raw import (
     read_reddit,
 )
 from pipeline_src.graphs.raw_sources import RAW_SOURCES
-
-PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-
-def published(source: str) -> Path:
-    """The real raw files, where a folder of them lies beside the repository."""
-    if not (PUBLISHED / source / "raw").is_dir():
-        pytest.skip(f"no real files of {source} in ../shared/data")
-    return PUBLISHED / source
 
 
 def loader_copy(folder: Path, root: Path) -> Path:

@@ -4,7 +4,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_src.quant.noise import mix, row_keys, uniform_pair
+from pipeline_src.quant.noise import (
+    mix,
+    row_keys,
+    row_keys_fused,
+    uniform_pair,
+    wrap,
+)
 from tests import oracles
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -25,6 +31,29 @@ def test_uniform_pair_equals_the_scalar_oracle(seed, row, column):
     low, high = uniform_pair(keys[row], int32(column))
     assert float(low) == oracles.noise(seed, row, column, 0)
     assert float(high) == oracles.noise(seed, row, column, 1)
+
+
+@given(st.integers(1, 16), st.integers(0, 16))
+def test_a_run_of_columns_is_given_by_its_first_and_its_step(step, first):
+    columns, keys = torch.arange(100, dtype=torch.int32), row_keys(int32(5), 100)
+    pair = uniform_pair(keys, columns, step, first)
+    for one, other in zip(
+        pair, uniform_pair(keys, first + step * columns), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@given(st.integers(-(2**70), 2**70))
+def test_a_constant_is_wrapped_as_hardware_does(constant):
+    wrapped = wrap(constant)
+    assert -(2**31) <= wrapped < 2**31
+    assert (wrapped - constant) % 2**32 == 0
+
+
+def test_keys_drawn_in_one_launch_are_the_same():
+    for seed, num_rows in [(3, 1), (-7, 2), (2**31 - 1, 1000)]:
+        keys = row_keys_fused(int32(seed), num_rows)
+        assert torch.equal(keys, row_keys(int32(seed), num_rows))
 
 
 def test_mix_is_a_bijection_on_a_million_neighbours():

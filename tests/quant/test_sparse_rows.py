@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_raw_graphs import published
+from raw_archives import published
 
 from pipeline_src.graphs.raw import read_raw_graph
 from pipeline_src.quant.sparse_rows import SparseRows

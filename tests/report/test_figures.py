@@ -32,6 +32,7 @@ from pipeline_src.report.figures.block_size import (
 from pipeline_src.report.figures.boundaries import plot_boundaries
 from pipeline_src.report.figures.features import (
     LARGEST_DROP,
+    plot_bit_drops,
     plot_bit_front,
     plot_bit_search,
 )
@@ -414,7 +415,35 @@ def test_the_front_of_bits_holds_what_nothing_beats():
     assert front["memory_per_value"].is_monotonic_increasing
 
 
-@pytest.mark.parametrize("name", ["bit_search", "bit_front"])
+def test_drops_are_drawn_against_full_precision_as_trained_and_as_tuned():
+    """0.2 and 0.3 points by hand; means with and without Computers, whose is cut."""
+    features = made_up_features((("cora", "gcn"), ("computers", "gcn")))
+    of_computers = features["measurement_graph"] == "computers"
+    features["measured_test_accuracy"] -= of_computers * 0.1
+    plot = plot_bit_drops(features)
+    against = ["less FP32's", "less FP32's, tuned as well"]
+    rows = plot.data.set_index(["place", "against"])["change"]
+    assert rows["cora, gcn"][against].tolist() == pytest.approx([-0.2, -0.3])
+    assert rows["computers, gcn"].eq(-LARGEST_DROP).all()
+    assert rows["mean"].eq(-LARGEST_DROP).all(), "of -0.2 and -10.2, not of -5"
+    without = rows["mean without computers"][against].tolist()
+    assert without == pytest.approx([-0.2, -0.3])
+    seeds, means = layer_data(plot, "geom_point")
+    assert len(seeds) == 2 * 10 * 2
+    assert len(means) == 4 * 2
+
+
+def test_hyperparameters_of_its_own_give_a_place_another_name():
+    own = made_up_features((("cora", "gcn"),), hyperparameters="hidden 64, 9 epochs")
+    drops, search = plot_bit_drops(own), plot_bit_search(own)
+    name = "cora, gcn, hidden 64, 9 epochs"
+    assert drops.data["place"].unique().tolist() == [name, "mean"]
+    assert search.data["place"].unique().tolist() == [name]
+    fewer = made_up_features((("cora", "gcn"),), hyperparameters="published, 9 epochs")
+    assert plot_bit_search(fewer).data["place"].unique().tolist() == ["cora, gcn"]
+
+
+@pytest.mark.parametrize("name", ["bit_search", "bit_front", "bit_drops"])
 def test_figures_of_feature_bits_are_drawn(runs, name):
     features = made_up_features()
     plot = plot_figure(name, runs, [], made_up_boundaries(), features)

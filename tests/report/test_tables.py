@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 from made_up_records import (
     ABLATION,
     BENCHMARK,
@@ -359,13 +360,17 @@ def test_byte_books_count_from_shapes(tmp_path):
 
 
 FEATURE_COLUMNS = (
-    "graph,model,method,average_bits,nominal_ratio,packed_mib,packed_ratio,csr_ratio,"
-    "accuracy_fp32,accuracy,drop,drop_low,drop_high,seeds"
+    "graph,model,hyperparameters,method,average_bits,nominal_ratio,packed_mib,"
+    "packed_ratio,csr_ratio,accuracy_fp32,accuracy_fp32_tuned,accuracy,drop,drop_low,"
+    "drop_high,drop_tuned,drop_tuned_low,drop_tuned_high,seeds"
 )
 
 
 def test_packed_features_against_numbers_worked_by_hand():
-    """A drop of 0.2 points on each of 10 seeds: the interval is a point."""
+    """A drop of 0.2 points on each of 10 seeds: the interval is a point.
+
+    FP32 gains 0.1 by tuning, so the drop to it is 0.3.
+    """
     table = feature_table(made_up_features())
     assert to_csv(table).splitlines()[0] == FEATURE_COLUMNS
     assert table.values["method"].tolist() == ["ABS", "uniform 4"] * 3
@@ -378,8 +383,15 @@ def test_packed_features_against_numbers_worked_by_hand():
     assert row["accuracy_fp32"] == pytest.approx(81.45)
     assert row["accuracy"] == pytest.approx(81.25)
     assert [row["drop"], row["drop_low"], row["drop_high"]] == pytest.approx([0.2] * 3)
-    assert table.shown.iloc[0]["95 % interval [points]"] == "+0.20 … +0.20"
-    assert table.shown.iloc[1]["drop [points]"] == "+0.00"
+    tuned = row[["drop_tuned", "drop_tuned_low", "drop_tuned_high"]].tolist()
+    assert tuned == pytest.approx([0.3] * 3)
+    assert row["accuracy_fp32_tuned"] == pytest.approx(81.55)
+    shown = table.shown.iloc[0]
+    assert shown["95 % interval to FP32 [points]"] == "+0.20 … +0.20"
+    assert shown["95 % interval to FP32 tuned [points]"] == "+0.30 … +0.30"
+    second = table.shown.iloc[1]
+    assert second["drop to FP32 [points]"] == "+0.00"
+    assert second["drop to FP32 tuned [points]"] == "+0.10"
 
 
 def test_the_selection_is_a_row_per_place_and_their_mean():
@@ -389,12 +401,58 @@ def test_the_selection_is_a_row_per_place_and_their_mean():
     assert table.values["graph"].tolist() == ["cora", "cora", "mean"]
     assert table.values["packed_ratio"].tolist() == pytest.approx([25] * 3)
     assert table.values["drop"].tolist() == pytest.approx([0.2] * 3)
+    assert table.values["drop_tuned"].tolist() == pytest.approx([0.3] * 3)
     assert table.shown.iloc[-1][["FP32 [%]", "packed [MiB]", "seeds"]].eq("").all()
     assert "Method: ABS." in table.note
     tuned = features.assign_coords(
         method=features["method"].str.replace("uniform 4", "ABS tuned")
     )
     assert selected_table(tuned).values["drop"].tolist() == pytest.approx([0.0] * 3)
+
+
+def joined(*parts):
+    """Several made-up collections as one; xr.concat would join one dimension only."""
+    return xr.merge(
+        xr.concat([part.drop_dims(other) for part in parts], dim)
+        for dim, other in (("evaluation", "measurement"), ("measurement", "evaluation"))
+    )
+
+
+def test_means_stand_with_and_without_computers_and_with_own_hyperparameters():
+    """Drops of 0.2, 0.4 and 3 points; 0.5 with hyper-parameters of its own."""
+    published = joined(
+        made_up_features((("cora", "gcn"),)),
+        made_up_features((("cora", "gat"),), drop=0.004),
+        made_up_features((("computers", "gcn"),), drop=0.03),
+    )
+    own = made_up_features(
+        (("computers", "gcn"),), hyperparameters="hidden 64", drop=0.005
+    )
+    table = selected_table(joined(published, own))
+    names = ["graph", "hyperparameters"]
+    assert table.values[names].iloc[2:].to_numpy().tolist() == [
+        ["computers", "published"],
+        ["computers", "hidden 64"],
+        ["mean", "published"],
+        ["mean without computers", "published"],
+        ["mean", "own, else published"],
+    ]
+    drops = table.values[["drop", "drop_tuned"]].iloc[-3:]
+    assert drops["drop"].tolist() == pytest.approx([3.6 / 3, 0.6 / 2, 1.1 / 3])
+    assert (drops["drop_tuned"] - drops["drop"]).tolist() == pytest.approx([0.1] * 3)
+    # Nothing to leave out, nothing of its own: one mean.
+    assert len(selected_table(made_up_features()).values) == 3 + 1
+    alone = made_up_features((("computers", "gcn"),))
+    assert selected_table(alone).values["graph"].tolist() == ["computers", "mean"]
+
+
+def test_what_was_not_tuned_has_no_drop_to_tuned_full_precision():
+    features = made_up_features()
+    features["measured_full_tuned_test_accuracy"].values[:] = np.nan
+    shown = selected_table(features).shown
+    assert shown["FP32 tuned [%]"].tolist() == [*["not measured"] * 3, ""]
+    assert shown["drop to FP32 tuned [points]"].eq("not measured").all()
+    assert shown["drop to FP32 [points]"].eq("+0.20").all()
 
 
 def test_a_single_seed_has_a_drop_without_an_interval():

@@ -88,7 +88,7 @@ SGQUANT = RESULTS | {
     "search_bits": 5 * 3,
     "measure_bits": 5 * 3 * 2,
     "collect_bits": 1,
-    "plot_figure": 1 + 2,
+    "plot_figure": 1 + 3,
 }
 del SGQUANT["benchmark_training"]
 SELECTION = RESULTS | {
@@ -341,13 +341,13 @@ def test_feature_bits_go_from_graph_to_report_and_repeat_only_what_changed(tmp_p
     assert names == blocks | {"digits-gcn-s1000to1001", "digits-gcn"}
     assert not list(results.rglob("features/*/.partial/*"))
     methods = [
-        line.split(",")[2]
+        line.split(",")[3]
         for line in (results / "tables/sgquant.csv").read_text().splitlines()
     ]
     assert methods[:3] == ["method", "ABS", "ABS tuned"]
     assert methods[-2:] == ["uniform 1", "uniform 1 tuned"]
     figures = {path.stem for path in (results / "figures").glob("*")}
-    assert figures == {"boundaries", "bit_search", "bit_front"}
+    assert figures == {"boundaries", "bit_search", "bit_front", "bit_drops"}
     assert "ABS tuned" in (results / "report.html").read_text(encoding="utf-8")
     assert not planned(*start)
 

@@ -97,7 +97,7 @@ FIGURES = [
     *(["scaling"] if sizes_vary(MEASUREMENTS.values()) else []),
     *(["ablation"] if any(method.without for method in METHODS) else []),
     *(["position_histograms", "quantile_quantile"] if CAPTURES else []),
-    *(["bit_search", "bit_front"] if FEATURES else []),
+    *(["bit_search", "bit_front", "bit_drops"] if FEATURES else []),
     *(["setting_front"] if SEARCHES else []),
 ]
 CAPTIONS = os.path.relpath(ROOT / "workflow" / "report" / "figure.rst")

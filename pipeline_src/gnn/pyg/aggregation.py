@@ -25,7 +25,7 @@ class PygAggregation:
 
     def tensors(self) -> list[Tensor]:
         """The dense tensors behind it; some may share their storage."""
-        return [*_dense(self.edges), *([] if self.half is None else _dense(self.half))]
+        return [*dense(self.edges), *([] if self.half is None else dense(self.half))]
 
 
 def aggregation_of(
@@ -63,7 +63,8 @@ def aggregation_of(
     )
 
 
-def _dense(edges: Edges) -> tuple[Tensor, ...]:
+def dense(edges: Edges) -> tuple[Tensor, ...]:
+    """The tensors that edges are made of."""
     return _parts(edges) if isinstance(edges, Tensor) else edges
 
 

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pipeline_src.quant.bitmask import pack_mask
 from pipeline_src.quant.blockwise import compress_blocks, decompress_blocks
+from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 HOOK_BLOCK_SIZE = 256  # values; group_size of GACT
 # Smaller tensors, such as the statistics of BatchNorm, stay as they are.
@@ -30,28 +31,46 @@ class SavedTensor:
 
     content: Any
     version: int  # of the tensor that was saved
+    same: tuple[Reference, ...]  # to it, where its own memory is in the content
 
 
 def keep_instead(
     pack: Callable[[Tensor], Any],
     unpack: Callable[[Any], Tensor],
-    resident: set[int],  # addresses that are alive anyway
+    resident: dict[int, str],  # addresses that are alive anyway, and names for them
 ) -> saved_tensors_hooks:
-    """Autograd keeps pack(tensor) of each saved tensor that is not resident."""
+    """Autograd keeps pack(tensor) of each saved tensor that is not resident.
+
+    Under hooks autograd does not look whether a tensor was changed since; what is
+    kept as it is, is watched here.
+    """
     # The tensor dies with its last user, and the packed one must die with the graph.
     seen = WeakTensorKeyDictionary()
 
     def hook(tensor: Tensor) -> Any:
-        if tensor.layout != torch.strided or tensor.data_ptr() in resident:
-            return tensor
+        if tensor.layout != torch.strided:
+            return watch([("the aggregation's matrix", tensor)])
+        if tensor.data_ptr() in resident:
+            return watch([(resident[tensor.data_ptr()], tensor)])
         known = seen[tensor]() if tensor in seen else None
         if known is None or known.version != tensor._version:
-            known = SavedTensor(pack(tensor), tensor._version)
+            content = pack(tensor)
+            parts = content if isinstance(content, tuple) else (content,)
+            same = any(
+                isinstance(part, Tensor) and part.data_ptr() == tensor.data_ptr()
+                for part in parts
+            )
+            watched = watch([("an activation", tensor)]) if same else ()
+            known = SavedTensor(content, tensor._version, watched)
             seen[tensor] = weakref.ref(known)
         return known
 
-    def unhook(kept: Any) -> Tensor:
-        return unpack(kept.content) if isinstance(kept, SavedTensor) else kept
+    def unhook(kept: SavedTensor | tuple[Reference]) -> Tensor:
+        if isinstance(kept, SavedTensor):
+            check_unchanged(kept.same)
+            return unpack(kept.content)
+        check_unchanged(kept)
+        return kept[0].tensor
 
     return saved_tensors_hooks(hook, unhook)
 

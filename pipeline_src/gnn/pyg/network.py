@@ -117,12 +117,12 @@ class PygNetwork(nn.Module):
     ) -> AbstractContextManager[Any]:
         """What is done to each tensor that autograd saves."""
         resident = {
-            tensor.data_ptr()
-            for tensor in (
-                x,
-                *self.parameters(),
-                *self.buffers(),
-                *aggregation.tensors(),
+            tensor.data_ptr(): name
+            for name, tensor in (
+                ("x", x),
+                *self.named_parameters(),
+                *self.named_buffers(),
+                *(("the aggregation's matrix", part) for part in aggregation.tensors()),
             )
         }
         if self.technique.name == "offload":

@@ -41,6 +41,8 @@ def _(x: Tensor, *parts: Tensor) -> Tensor:
 
 
 def _keep_matrices(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if any(tensor.requires_grad for tensor in inputs[1:]):
+        raise ValueError("weights of edges take no gradient; pass values.detach()")
     ctx.save_for_backward(*inputs[1:])
 
 

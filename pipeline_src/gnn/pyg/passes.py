@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline_src.gnn.pyg.aggregation import Edges
+from pipeline_src.gnn.pyg.aggregation import Edges, dense
+from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 MAX_COMPILATIONS = 64  # of the forward pass: one per model, graph and budget
 
@@ -72,7 +73,15 @@ def checkpointed_block(
 ) -> Tensor:
     """hidden_block that keeps its input alone; BatchNorm counts the batch once."""
     norms = [cast(nn.BatchNorm1d, norm) for norm in network.norms[index : index + 1]]
-    contexts = contextlib.nullcontext(), _keeping_statistics(norms)
+    parts = (network.convolutions[index], *norms)
+    references = watch(
+        [
+            ("the input of a block", x),
+            *(("the aggregation's matrix", part) for part in dense(edges)),
+            *(named for part in parts for named in part.named_parameters()),
+        ]
+    )
+    contexts = contextlib.nullcontext(), _as_in_forward(norms, references)
     return checkpoint(
         hidden_block,
         network,
@@ -86,8 +95,11 @@ def checkpointed_block(
 
 
 @contextlib.contextmanager
-def _keeping_statistics(norms: list[nn.BatchNorm1d]) -> Iterator[None]:
-    """BatchNorm normalises by its batch and leaves its running statistics alone."""
+def _as_in_forward(
+    norms: list[nn.BatchNorm1d], references: tuple[Reference, ...]
+) -> Iterator[None]:
+    """Compute again from the same tensors, leaving running statistics alone."""
+    check_unchanged(references)
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

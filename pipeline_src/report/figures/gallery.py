@@ -11,7 +11,11 @@ from pipeline_src.report.figures.block_size import (
     plot_memory_block_size,
 )
 from pipeline_src.report.figures.boundaries import plot_boundaries
-from pipeline_src.report.figures.features import plot_bit_front, plot_bit_search
+from pipeline_src.report.figures.features import (
+    plot_bit_drops,
+    plot_bit_front,
+    plot_bit_search,
+)
 from pipeline_src.report.figures.pareto import plot_pareto
 from pipeline_src.report.figures.positions import (
     plot_position_histograms,
@@ -34,6 +38,7 @@ FIGURES = (
     "training_curves",
     "bit_search",
     "bit_front",
+    "bit_drops",
     "setting_front",
 )
 
@@ -76,6 +81,8 @@ def plot_figure(
             return plot_bit_search(xr.Dataset() if features is None else features)
         case "bit_front":
             return plot_bit_front(xr.Dataset() if features is None else features)
+        case "bit_drops":
+            return plot_bit_drops(xr.Dataset() if features is None else features)
         case "setting_front":
             return plot_setting_front(xr.Dataset() if settings is None else settings)
     raise ValueError(f"figure must be one of {FIGURES}, got {name!r}")

@@ -1,7 +1,14 @@
 """Stored features in few bits: what was chosen, what it costs, how it was found.
 
 Ratios are full precision over compressed, above 1 is better. Drops are full precision
-minus compressed, in percentage points, paired by seed, so a gain is negative.
+minus compressed, in percentage points, paired by seed, so a gain is negative. Full
+precision stands there twice: as it was trained, and tuned for as many epochs as packed
+networks are, by the same rule. A tuned network's drop is fair against the latter only:
+the former shows what packing and more epochs do together.
+
+Means over graphs are given with and without the graph whose full precision hardly
+trains from some seeds, where a drop tells of luck; and, if a place was trained with
+hyper-parameters of its own as well, with these in place of the published ones.
 """
 
 from typing import Any
@@ -19,12 +26,16 @@ from pipeline_src.report.tables.table import (
     text_column,
 )
 
+_TITLES = {"hyperparameters": "hyper-parameters"}
 FULL_BITS = 32
 SELECTED = ("ABS tuned", "ABS")  # the first that was measured is the method's result
+PUBLISHED = "published"  # begins the text of hyper-parameters that are all published
+UNRELIABLE = "computers"  # with the published hyper-parameters
 FLOAT32_DIGITS = 4  # of points, which shares in float32 have after the decimal point
 _FEATURE_COLUMNS = (
     "graph",
     "model",
+    "hyperparameters",
     "method",
     "average_bits",
     "nominal_ratio",
@@ -32,15 +43,22 @@ _FEATURE_COLUMNS = (
     "packed_ratio",
     "csr_ratio",
     "accuracy_fp32",
+    "accuracy_fp32_tuned",
     "accuracy",
     "drop",
     "drop_low",
     "drop_high",
+    "drop_tuned",
+    "drop_tuned_low",
+    "drop_tuned_high",
     "seeds",
 )
+_AVERAGED = ["packed_ratio", "nominal_ratio", "drop", "drop_tuned"]
+_PLACE = ["graph", "model", "hyperparameters"]
 _SEARCH_COLUMNS = {
     "graph": "graph",
     "model": "model",
+    "hyperparameters": "hyperparameters",
     "strategy": "strategy",
     "number": "evaluation",
     "accuracy": "accuracy",
@@ -73,11 +91,11 @@ def feature_table(features: xr.Dataset) -> Table:
         features: as collecting.features.collect_features makes it.
     """
     frame = _measurements(features)
-    groups = frame.groupby(["graph", "model", "method"], sort=False)
+    groups = frame.groupby([*_PLACE, "method"], sort=False)
     rows = [_feature_row(group) for _, group in groups]
     peaks = [_peaks(group) for _, group in groups]
     values = pd.DataFrame(rows, columns=list(_FEATURE_COLUMNS))
-    shown = values[["graph", "model", "method"]].copy()
+    shown = values[[*_PLACE, "method"]].rename(columns=_TITLES)
     shown["average bits"] = text_column(values["average_bits"], "{:.2f}")
     shown["nominal ratio"] = text_column(values["nominal_ratio"], "{:.1f}")
     shown["packed [MiB]"] = values["packed_mib"].map(mebibytes)
@@ -85,10 +103,12 @@ def feature_table(features: xr.Dataset) -> Table:
     shown["CSR ratio of the input"] = text_column(values["csr_ratio"], "{:.1f}")
     shown["peak / FP32 peak [MiB]"] = pd.Series(peaks, dtype=object)
     shown["FP32 [%]"] = text_column(values["accuracy_fp32"], "{:.2f}")
+    shown["FP32 tuned [%]"] = text_column(values["accuracy_fp32_tuned"], "{:.2f}")
     shown["accuracy [%]"] = text_column(values["accuracy"], "{:.2f}")
-    shown["drop [points]"] = text_column(values["drop"], "{:+.2f}")
-    interval = interval_column(values["drop_low"], values["drop_high"])
-    shown["95 % interval [points]"] = interval
+    for against, name in (("FP32", "drop"), ("FP32 tuned", "drop_tuned")):
+        shown[f"drop to {against} [points]"] = text_column(values[name], "{:+.2f}")
+        interval = interval_column(values[f"{name}_low"], values[f"{name}_high"])
+        shown[f"95 % interval to {against} [points]"] = interval
     shown["seeds"] = text_column(values["seeds"], "{:.0f}")
     return Table(
         "Packed features",
@@ -98,8 +118,9 @@ def feature_table(features: xr.Dataset) -> Table:
         " them. CSR ratio: the input features alone, as lossless sparse rows. ABS: bits"
         " selected on validation nodes with other seeds; tuned: fine-tuned with"
         " quantised points; 'at ... bits': the most accurate found of a granularity, at"
-        " equal average bits. Accuracy: test nodes, mean over seeds; drop against FP32,"
-        " paired by seed.",
+        " equal average bits. Accuracy: test nodes, mean over seeds; drops are paired"
+        " by seed. FP32 tuned: trained on for the epochs of fine-tuning, the best"
+        " validation epoch selected as there; the fair comparison for tuned methods.",
         values,
         shown,
         missing=NUMBER_MISSING,
@@ -117,35 +138,40 @@ def selected_table(features: xr.Dataset) -> Table:
         chosen = values[values["method"] == method]
         if len(chosen):
             break
-    mean = chosen[["packed_ratio", "nominal_ratio", "drop"]].mean()
-    rows = pd.concat(
-        [chosen, pd.DataFrame([mean]).assign(graph="mean", model="", method=method)],
-        ignore_index=True,
-    )
-    shown = rows[["graph", "model"]].copy()
+    means = pd.DataFrame(_means(chosen)).assign(model="", method=method)
+    rows = pd.concat([chosen, means], ignore_index=True)
+    shown = rows[_PLACE].rename(columns=_TITLES)
     for title, name, pattern in (
         ("FP32 [%]", "accuracy_fp32", "{:.2f}"),
+        ("FP32 tuned [%]", "accuracy_fp32_tuned", "{:.2f}"),
         ("selected [%]", "accuracy", "{:.2f}"),
-        ("drop [points]", "drop", "{:+.2f}"),
+        ("drop to FP32 [points]", "drop", "{:+.2f}"),
         ("from", "drop_low", "{:+.2f}"),
         ("to", "drop_high", "{:+.2f}"),
+        ("drop to FP32 tuned [points]", "drop_tuned", "{:+.2f}"),
+        ("tuned from", "drop_tuned_low", "{:+.2f}"),
+        ("tuned to", "drop_tuned_high", "{:+.2f}"),
         ("average bits", "average_bits", "{:.2f}"),
         ("nominal ratio", "nominal_ratio", "{:.1f}"),
         ("packed ratio", "packed_ratio", "{:.1f}"),
         ("CSR ratio of the input", "csr_ratio", "{:.1f}"),
         ("seeds", "seeds", "{:.0f}"),
     ):
-        shown[title] = text_column(rows[name], pattern, missing="")
+        of_places = rows["seeds"].notna() | (name in _AVERAGED)
+        shown[title] = text_column(rows[name], pattern).where(of_places, "")
     packed = rows["packed_mib"].map(mebibytes).where(rows["packed_mib"].notna(), "")
-    shown.insert(7, "packed [MiB]", packed)
+    shown.insert(list(shown.columns).index("average bits"), "packed [MiB]", packed)
     return Table(
         "Selected bits of stored features",
         f"Method: {method}. Bits were selected on validation nodes with other seeds,"
         " for the least packed bytes; tuned: then fine-tuned, the start competing. Test"
-        " accuracy, mean over fresh seeds; the drop is paired by seed, with its 95 %"
-        " interval. Ratios: full precision over packed; packed bytes count zero points,"
-        " scales, padding and the index of nodes. CSR ratio: the input features alone,"
-        " as lossless sparse rows.",
+        " accuracy, mean over fresh seeds; drops are paired by seed, with their 95 %"
+        " intervals. FP32 tuned: full precision, trained on for as many epochs as the"
+        " packed network and selected by the same rule; the drop to it is packing's"
+        " alone. Means are over rows of published hyper-parameters; own ones stand in"
+        " for them where a row says so. Ratios: full precision over packed; packed"
+        " bytes count zero points, scales, padding, the index of nodes. CSR ratio: the"
+        " input features alone, as lossless sparse rows.",
         rows,
         shown,
         missing=NUMBER_MISSING,
@@ -164,9 +190,9 @@ def search_table(features: xr.Dataset) -> Table:
         frame[["memory", "best_memory"]] /= MIB
         frame[["accuracy", "best_accuracy", "baseline"]] *= 100
         values = frame[list(_SEARCH_COLUMNS)].rename(columns=_SEARCH_COLUMNS)
-    places = ["graph", "model", "strategy"]
+    places = [*_PLACE, "strategy"]
     last = values.drop_duplicates(places, keep="last")
-    shown = last[places].copy()
+    shown = last[places].rename(columns=_TITLES)
     shown["evaluations"] = text_column(last["evaluation"], "{:.0f}")
     shown["packed [MiB]"] = last["best_packed_mib"].map(mebibytes)
     shown["packed ratio"] = text_column(last["best_packed_ratio"], "{:.1f}")
@@ -186,8 +212,8 @@ def search_table(features: xr.Dataset) -> Table:
 def _measurements(features: xr.Dataset) -> pd.DataFrame:
     names = ["average_bits", "packed_memory", "full_memory", "input_memory"]
     names += ["csr_memory", "peak_memory", "full_peak_memory"]
-    names += ["test_accuracy", "full_test_accuracy"]
-    places = ["measurement_graph", "measurement_model"]
+    names += ["test_accuracy", "full_test_accuracy", "full_tuned_test_accuracy"]
+    places = [f"measurement_{name}" for name in _PLACE]
     names = [f"measured_{name}" for name in names]
     frame = features[[*names, *places, "method"]].to_dataframe()
     return without_prefixes(frame.reset_index(drop=True))
@@ -195,10 +221,8 @@ def _measurements(features: xr.Dataset) -> pd.DataFrame:
 
 def _feature_row(group: pd.DataFrame) -> tuple[Any, ...]:
     first = group.iloc[0]
-    drop = 100 * (group["full_test_accuracy"] - group["test_accuracy"])
     return (
-        first["graph"],
-        first["model"],
+        *first[_PLACE],
         first["method"],
         first["average_bits"],
         FULL_BITS / first["average_bits"],
@@ -206,10 +230,37 @@ def _feature_row(group: pd.DataFrame) -> tuple[Any, ...]:
         first["full_memory"] / first["packed_memory"],
         first["input_memory"] / first["csr_memory"],
         100 * group["full_test_accuracy"].mean(),
+        100 * group["full_tuned_test_accuracy"].mean(),
         100 * group["test_accuracy"].mean(),
-        *paired_interval(drop.to_numpy(dtype=float).round(FLOAT32_DIGITS)),
+        *_drop(group, "full_test_accuracy"),
+        *_drop(group, "full_tuned_test_accuracy"),
         len(group),
     )
+
+
+def _drop(group: pd.DataFrame, full: str) -> tuple[float, float, float]:
+    """Mean and interval of the accuracy that a method loses, in points."""
+    drop = 100 * (group[full] - group["test_accuracy"])
+    return paired_interval(drop.to_numpy(dtype=float).round(FLOAT32_DIGITS))
+
+
+def _means(chosen: pd.DataFrame) -> list[dict[str, Any]]:
+    """What is reached on average, and over how many graphs and models."""
+    published = chosen[chosen["hyperparameters"].str.startswith(PUBLISHED)]
+    own = chosen.drop(published.index)
+    places = [pd.MultiIndex.from_frame(one[_PLACE[:2]]) for one in (published, own)]
+    replaced = pd.concat([published[~places[0].isin(places[1])], own])
+    reliable = published[published["graph"] != UNRELIABLE]
+    sets = {("mean", PUBLISHED): published}
+    if len(reliable) < len(published):
+        sets[f"mean without {UNRELIABLE}", PUBLISHED] = reliable
+    if len(own):
+        sets["mean", f"own, else {PUBLISHED}"] = replaced
+    return [
+        {"graph": name, "hyperparameters": which, **rows[_AVERAGED].mean(skipna=False)}
+        for (name, which), rows in sets.items()
+        if len(rows)
+    ]
 
 
 def _peaks(group: pd.DataFrame) -> str:

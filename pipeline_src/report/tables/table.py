@@ -21,6 +21,7 @@ _TEXT_COLUMNS = {
     "implementation",
     "graph",
     "model",
+    "hyper-parameters",
     "method",
     "strategy",
     "measured",
