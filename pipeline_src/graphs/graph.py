@@ -103,7 +103,7 @@ class Graph:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of every tensor: what a resident graph costs on its device."""
+        """Bytes of every tensor, what a resident graph costs on its device."""
         tensors = (
             self.features,
             self.labels,
