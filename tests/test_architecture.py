@@ -79,6 +79,7 @@ PACKAGES: dict[str, set[str]] = {
     "search": TABLES | {"sklearn"},
     "search.space": NUMBERS,
     "gnn": {"torch"} | NUMBERS,
+    "gnn.attention": {"torch", "torch_geometric"},
     "gnn.pyg": {"torch", "torch_geometric"},
     "gnn.pyg.technique": set(),  # importing PyTorch Geometric takes seconds
     "gnn.shape": set(),
