@@ -35,6 +35,7 @@ from pipeline_src.gnn.saved import (
 from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.compressor import Compressor
+from pipeline_src.quant.dtypes import as_float32, check_dtype, check_seed
 
 # (name of the activation, its width, may it be projected) -> how it is kept
 Keep = Callable[[str, int, bool], Compressor]
@@ -140,6 +141,7 @@ class GraphNetwork(nn.Module):
         super().__init__()
         kind = SageLayer if shape.layer == "sage" else GcnLayer
         self.layer = shape.layer
+        self.num_features = shape.num_features
         self.convolutions = nn.ModuleList(
             kind(num_inputs, num_outputs)
             for num_inputs, num_outputs in itertools.pairwise(shape.widths)
@@ -169,18 +171,25 @@ class GraphNetwork(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (num_nodes, num_features)
+        x: Tensor,  # (num_nodes, num_features) float32 or half
         aggregation: Aggregation,
         seeds: Tensor | None = None,  # (num_seeds,) int32, fresh for each step
     ) -> Tensor:
-        """Logits, (num_nodes, num_classes).
+        """Logits, (num_nodes, num_classes) float32, whatever autocast says.
 
         Raises:
-            ValueError: if activations are to be compressed and seeds are missing, or
-                BatchNorm is to normalise by a single node.
+            ValueError: if activations are to be compressed and seeds are missing, x is
+                not of that shape, or BatchNorm is to normalise by a single node.
+            TypeError: if x, seeds or parameters are of another type.
         """
-        for norm in self._norms():
-            check_batch(norm, x.shape[0])
+        self._check_features(x)
+        x = as_float32(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x, aggregation, seeds)
+
+    def _forward(
+        self, x: Tensor, aggregation: Aggregation, seeds: Tensor | None
+    ) -> Tensor:
         if not self.training or not (self.compressors or self.lean):
             return self._forward_full(x, aggregation)
         if seeds is None or seeds.shape != (self.num_seeds,):
@@ -189,6 +198,7 @@ class GraphNetwork(nn.Module):
                 f"training with compressed activations needs {self.num_seeds} seeds "
                 f"per step (int32, see num_seeds), got {shape}"
             )
+        check_seed(seeds)
         if self.lean is not None:
             return self._forward_lean(x, aggregation, seeds, self.lean)
         return self._forward_compressed(x, aggregation, seeds)
@@ -199,7 +209,7 @@ class GraphNetwork(nn.Module):
         return len(self.activation_names)
 
     def check_finite(self) -> None:
-        """Raise if an activation of any step so far held NaN or infinity.
+        """Raise if an activation of any step so far cannot be read as finite numbers.
 
         Waits for the device, so call it between epochs, not within one.
 
@@ -210,9 +220,21 @@ class GraphNetwork(nn.Module):
         names = zip(self.activation_names, flags, strict=True)
         if bad := [name for name, is_finite in names if not is_finite]:
             raise FloatingPointError(
-                f"NaN or infinity in the activations {', '.join(bad)}: they cannot be "
-                "quantised. Lower learning_rate or set gradient_clip."
+                f"NaN or infinity in the activations {', '.join(bad)}, or a range that "
+                "float32 cannot hold: they cannot be quantised. Lower learning_rate or "
+                "set gradient_clip."
             )
+
+    def _check_features(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"x must be (num_nodes, {self.num_features}) with at least one node, "
+                f"got {tuple(x.shape)}"
+            )
+        for name, parameter in self.named_parameters():
+            check_dtype(parameter, f"parameter {name}", (torch.float32,))
+        for norm in self._norms():
+            check_batch(norm, x.shape[0])
 
     def _layers(self) -> list[SageLayer | GcnLayer]:
         return cast(list[SageLayer | GcnLayer], list(self.convolutions))

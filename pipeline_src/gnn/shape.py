@@ -10,7 +10,7 @@ class NetworkShape:
     """Convolutions of one kind, with BatchNorm, ReLU and Dropout between them.
 
     Raises:
-        ValueError: if layer is unknown or num_layers is below 1.
+        ValueError: if layer is unknown, or num_layers or a width is below 1.
 
     >>> NetworkShape("sage", 128, 256, 40, 3, dropout=0.5, batch_norm=True).widths
     (128, 256, 256, 40)
@@ -30,6 +30,11 @@ class NetworkShape:
             raise ValueError(f"layer must be one of {LAYERS}, got {self.layer!r}")
         if self.num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
+        if min(self.widths) < 1:
+            raise ValueError(
+                "num_features, hidden and num_classes must be at least 1, got "
+                f"{self.num_features}, {self.hidden} and {self.num_classes}"
+            )
 
     @property
     def num_hidden(self) -> int:

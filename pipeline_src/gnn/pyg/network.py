@@ -24,6 +24,7 @@ from pipeline_src.gnn.pyg.passes import checkpointed_block, compiled, forward_pa
 from pipeline_src.gnn.pyg.technique import Technique
 from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.graph import Adjacency
+from pipeline_src.quant.dtypes import as_float32
 
 
 class PygNetwork(nn.Module):
@@ -75,11 +76,16 @@ class PygNetwork(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (num_nodes, num_features)
+        x: Tensor,  # (num_nodes, num_features) float32 or half
         aggregation: PygAggregation,
         seeds: Tensor | None = None,  # not used: GraphNetwork takes them here
     ) -> Tensor:
-        """Logits, (num_nodes, num_classes) float32."""
+        """Logits, (num_nodes, num_classes) float32.
+
+        Raises:
+            TypeError: if x is of another type.
+        """
+        x = as_float32(x)
         if not self.training:
             return forward_pass(self, x, aggregation.edges)
         technique = self.technique
