@@ -85,6 +85,10 @@ PACKAGES: dict[str, set[str]] = {
     "training.observations": {"torch"} | NUMBERS,
     "measuring": {"torch"} | TABLES,
     "measuring.byte_books": set(),
+    # A machine with a GPU may have torch and little else.
+    "measuring.gpu": {"torch"},
+    "measuring.gpu.results": set(),
+    "measuring.gpu.summary": set(),
     # The only place that names packages which are no dependencies.
     "measuring.rivals": {"torch", "torchao", "bitsandbytes"},
     "collecting": TABLES,
@@ -128,6 +132,14 @@ STRICTER: dict[str, set[str]] = {
     "training.observations": set(),
     "measuring.byte_books": {"training.meters", "training.spec", "graphs.sizes"},
     "measuring.rivals": set(),
+    # Nothing that imports xarray or netCDF4.
+    "measuring.gpu": {
+        *("measuring.byte_books", "measuring.gpu", "measuring.rivals"),
+        *("gnn.aggregation", "graphs", "quant.blockwise", "training.meters"),
+        *("training.spec", "training.step_memory", "training.trainer"),
+    },
+    "measuring.gpu.results": set(),
+    "measuring.gpu.summary": {"measuring.gpu.results"},
     "collecting": {"collecting", "records.datasets", "training.spec", "graphs.sizes"},
     "features.plans": {"training.spec"},
     "features.training": {"gnn", "graphs", "quant.feature_store"},
