@@ -112,13 +112,18 @@ PACKAGES: dict[str, set[str]] = {
 # Where the order allows more than the idea of a module: all of ours that it may import.
 STRICTER: dict[str, set[str]] = {
     "quant.boundaries": set(),
-    "quant.sparse_rows": set(),
+    "quant.dtypes": set(),
+    "quant.references": set(),
+    "quant.first_order": set(),
+    "quant.sparse_rows": {"quant.dtypes"},
     "quant.row_codes": {"quant.blockwise", "quant.fusion"},
-    "quant.feature_store": {"quant.fusion", "quant.row_codes"},
-    "quant.segment_store": {"quant.fusion", "quant.row_codes"},
+    "quant.feature_store": {"quant.dtypes", "quant.fusion", "quant.row_codes"},
+    "quant.segment_store": {"quant.dtypes", "quant.fusion", "quant.row_codes"},
     "graphs": {"graphs", "records.whole_files"},
     "graphs.fetching": {"graphs.raw_sources"},
-    "graphs.sparse_features": {"quant.references"},
+    "graphs.sparse_features": {
+        *("quant.dtypes", "quant.first_order", "quant.references")
+    },
     "gnn": {"gnn", "graphs", "quant"},
     "gnn.feature_bits": {"quant.feature_store"},
     # It is in every job: whatever it imported, every job would import and depend on.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline_src.graphs.graph import Adjacency
+from pipeline_src.quant.dtypes import check_dtype
 from pipeline_src.quant.references import Reference, watch
 
 # Devices whose product is known not to read the output it overwrites.
@@ -58,6 +59,7 @@ class Aggregation:
         return self._apply(self.transposed_matrix, gradient, torch.empty_like(gradient))
 
     def _apply(self, matrix: Tensor, x: Tensor, output: Tensor) -> Tensor:
+        check_dtype(x, "features", (torch.float32,))
         if output.device.type not in _OVERWRITES:
             output.zero_()  # 0 times NaN of memory that was somebody else's is NaN
         # torch.sparse.mm would make a second tensor of this size on the way.
