@@ -11,6 +11,8 @@ compared in pairs.
 """
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,7 +23,12 @@ from pipeline_src.graphs.graph import Graph
 from pipeline_src.graphs.splits import refuse_empty_splits
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.training.adam import Adam
-from pipeline_src.training.networks import BoundariesOf, build_network
+from pipeline_src.training.networks import (
+    BoundariesOf,
+    build_network,
+    keeper_of,
+    shape_of,
+)
 from pipeline_src.training.spec import RunSpec
 
 LOWER = "Lower learning_rate or set gradient_clip."
@@ -37,7 +44,7 @@ class Trainer:
         graph: Graph,  # on the device to train on
         boundaries_of: BoundariesOf | None,
         seed: int,
-        keep: Keep | None = None,  # replaces what the method of the spec keeps
+        watch: Callable[[Keep], Keep] | None = None,  # stands between, policy exact
     ) -> None:
         """Seed torch's global generators and build what the specification names."""
         refuse_empty_splits({"train_index": graph.train_index})
@@ -47,7 +54,11 @@ class Trainer:
         self.graph = graph
         self.device = graph.features.device
         compile = resolve_compile(spec.compile, self.device)
-        self.model = build_network(spec, graph, boundaries_of, compile, keep)
+        shape = shape_of(spec.model, graph)
+        keeper = keeper_of(spec.method, shape, boundaries_of, compile, self.device)
+        if watch is not None:
+            keeper = watch(cast(Keep, keeper))
+        self.model = build_network(shape, keeper, compile).to(self.device)
         self.aggregation = self.model.aggregation(graph.adjacency)
         self.optimizer = Adam(
             self.model.parameters(),
