@@ -20,8 +20,7 @@ def render(plot: ggplot, file_format: str) -> bytes:
     metadata = {"Date": None} if file_format == "svg" else {"Software": None}
     buffer = io.BytesIO()
     # Labels come from a configuration: a dollar sign in them is no mathematics.
-    as_it_stands = {"svg.hashsalt": "figures", "text.parse_math": False}
-    with mpl.rc_context(as_it_stands):
+    with mpl.rc_context({"svg.hashsalt": "figures", "text.parse_math": False}):
         plot.save(
             buffer,
             format=file_format,
