@@ -1,5 +1,6 @@
 """One list of pins, whichever way the environment is made."""
 
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -22,8 +23,8 @@ def test_conda_environment_repeats_the_pins():
 
 def test_every_direct_dependency_has_an_exact_pin():
     project = PROJECT["project"]
-    pins = project["dependencies"] + project["optional-dependencies"]["dev"]
-    for pin in pins:
+    extras = project["optional-dependencies"].values()
+    for pin in itertools.chain(project["dependencies"], *extras):
         assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9.]*", pin), pin
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from made_up_records import made_up_benchmark
 
-from pipeline_src.experiment.collecting import collect_runs
-from pipeline_src.experiment.publishing import (
+from pipeline_src.collecting.runs import collect_runs
+from pipeline_src.records.datasets import write_dataset
+from pipeline_src.report.publishing import (
     fill_marked_places,
     marked_places,
     publish,
 )
-from pipeline_src.experiment.records import write_dataset
-from pipeline_src.experiment.tables.table import to_csv
-from pipeline_src.experiment.tables.training import training_table
+from pipeline_src.report.tables.table import to_csv
+from pipeline_src.report.tables.training import training_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline_src.gnn.graphs import Adjacency
+from pipeline_src.graphs.graph import Adjacency
+from pipeline_src.quant.references import Reference, watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,10 @@ class Aggregation:
         for matrix in (self.matrix, self.transposed_matrix):
             parts += [matrix.crow_indices(), matrix.col_indices(), matrix.values()]
         return parts
+
+    def watched(self) -> tuple[Reference, ...]:
+        """The same, to be checked before backward reads them."""
+        return watch(("the aggregation's matrix", tensor) for tensor in self.tensors())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Aggregate features, (num_nodes, width) to the same shape."""

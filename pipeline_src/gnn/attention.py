@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch_geometric.nn.inits import glorot
 from torch_geometric.utils import softmax
@@ -37,8 +38,9 @@ from torch_geometric.utils import softmax
 from pipeline_src.gnn.feature_bits import ElementCount
 from pipeline_src.gnn.message_plan import MessagePlan, Run
 from pipeline_src.gnn.quantized_points import QuantizedPoints
-from pipeline_src.gnn.sparse_features import SparseFeatures
+from pipeline_src.graphs.sparse_features import SparseFeatures
 from pipeline_src.quant.feature_store import FeatureStore
+from pipeline_src.quant.references import check_unchanged
 
 _LEAKY_SLOPE = 0.2  # of GAT's scores
 
@@ -127,13 +129,15 @@ class GcnAggregate(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: MessagePlan) -> Tensor:
         """Sum over neighbours, from float rows."""
-        ctx.plan = plan
+        ctx.aggregation, ctx.references = plan.gcn, plan.gcn.watched()
         return gcn_sum(FeatureStore.full(x), plan)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """The transposed sum."""
-        return ctx.plan.gcn.transpose(gradients[0].contiguous()), None
+        check_unchanged(ctx.references)
+        return ctx.aggregation.transpose(gradients[0].contiguous()), None
 
 
 def gcn_sum(store: FeatureStore, plan: MessagePlan) -> Tensor:

@@ -32,10 +32,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from pipeline_src.gnn.aggregation import Aggregation
+from pipeline_src.gnn.batch_norm import BatchNorm
 from pipeline_src.quant.bitmask import mask_gradient, pack_mask
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
 from pipeline_src.quant.fusion import fusion_pays
@@ -49,6 +51,7 @@ from pipeline_src.quant.rectified import (
     encode,
     side_means,
 )
+from pipeline_src.quant.references import check_unchanged, watch
 
 IDEAS = (
     "transposed_aggregation",
@@ -163,14 +166,21 @@ class LeanLayer:
     weight: Tensor  # (num_outputs, num_inputs), of the aggregated neighbours
     bias: Tensor  # (num_outputs,)
     root_weight: Tensor | None = None  # (num_outputs, num_inputs), of the node itself
-    norm: nn.BatchNorm1d | None = None
+    norm: BatchNorm | None = None
 
     def parameters(self) -> list[Tensor]:
         """Those that are there, in the order of `Gradients.in_order`."""
-        optional = [self.root_weight]
+        root = [] if self.root_weight is None else [self.root_weight]
+        norm = [] if self.norm is None else self.norm.parameters()
+        return [self.weight, self.bias, *root, *norm]
+
+    def read_in_backward(self) -> Iterator[tuple[str, Tensor | None]]:
+        """Parameters by name that backward reads again."""
+        yield "weight", self.weight
+        yield "root weight", self.root_weight
         if self.norm is not None:
-            optional += [self.norm.weight, self.norm.bias]
-        return [self.weight, self.bias, *(p for p in optional if p is not None)]
+            yield "BatchNorm weight", self.norm.weight
+            yield "BatchNorm bias", self.norm.bias
 
     def convolve(
         self,
@@ -191,7 +201,7 @@ class LeanLayer:
         output += self.bias
 
     def input_gradient(
-        self, transposed: Tensor, gradient: Tensor, output: Tensor | None
+        self, transposed: Tensor, gradient: Tensor, output: Tensor | None = None
     ) -> Tensor:
         """Gradient of some rows of the input from those rows of Aᵀ g and g."""
         product = torch.mm(transposed, self.weight, out=output)
@@ -301,6 +311,8 @@ class LeanNetwork(Function):
         num_nodes, device = x.shape[0], x.device
         keeping = _Keeping(recipe, layers, seeds, finite)
         ctx.setting = (aggregation, layers, recipe)
+        kept_by_reference = _read_in_backward(x, layers, recipe, seeds)
+        ctx.references = watch(kept_by_reference) + aggregation.watched()
         hidden = x
         resident = recipe.copies_input(0) or recipe.copies_aggregated(keeping.has_root)
         kept = [KeptRun(slice(0, num_nodes), num_nodes, x, 0.0)]
@@ -327,14 +339,16 @@ class LeanNetwork(Function):
         raise AssertionError("the last layer returns")
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.kept is None:
             raise RuntimeError(
                 "backward can run only once: it gives back what was kept as it goes; "
                 "run forward again"
             )
+        check_unchanged(ctx.references)
         aggregation, layers, recipe = ctx.setting
-        kept, ctx.kept = ctx.kept, None
+        kept, ctx.kept, ctx.references = ctx.kept, None, None
         num_nodes = grad_logits.shape[0]
         found = [Gradients() for _ in layers]
         gradient = grad_logits
@@ -366,7 +380,24 @@ class LeanNetwork(Function):
         for run in kept.pop():
             of = run.nodes
             run.add_gradients(found[0], transposed[of], rows[of], has_root)
-        return (*(None,) * 7, *(g for one in found for g in one.in_order()))
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = layers[0].input_gradient(transposed, rows)
+        return (of_x, *(None,) * 6, *(g for one in found for g in one.in_order()))
+
+
+def _read_in_backward(
+    x: Tensor, layers: list[LeanLayer], recipe: LeanRecipe, seeds: Tensor
+) -> Iterator[tuple[str, Tensor | None]]:
+    """What is kept by reference beside the aggregation, by name."""
+    yield "x", x
+    yield "seeds", seeds
+    for slot, layer in enumerate(layers):
+        for name, parameter in layer.read_in_backward():
+            yield f"layer{slot + 1} {name}", parameter
+    for coder in (*recipe.coders, *recipe.copies):
+        if isinstance(coder, Compressor):
+            yield "boundaries", coder.boundaries
 
 
 class _Keeping:
@@ -469,7 +500,7 @@ def _through_convolution(
         run.add_gradients(found, *rows, has_root)
         place = result[run.nodes]
         if fits:
-            place.copy_(layer.input_gradient(*rows, None))
+            place.copy_(layer.input_gradient(*rows))
         else:
             layer.input_gradient(*rows, place)
     result[runs.num_nodes :] = 0.0
@@ -489,15 +520,20 @@ def _through_normalization(
             part = gradient[run.rows]
             part.copy_(run.drop(part))
     parts = _codes_of_rows(kept, gradient)
-    share = 0.0
+    share = 0.0  # of a node in the statistics; running ones do not depend on y
     if layer.norm is None:
         sums = gradient.new_zeros((2, runs.width))
     else:
         sums = functools.reduce(
             torch.add, [codes.gradient_sums(part) for codes, part in parts]
         )
-        found.norm = (sums[1].clone(), sums[0].clone())
-        share = 1.0 / runs.num_nodes
+        of_weight, of_bias = sums[1].clone(), sums[0].clone()
+        found.norm = (
+            *(() if layer.norm.weight is None else (of_weight,)),
+            *(() if layer.norm.bias is None else (of_bias,)),
+        )
+        if layer.norm.by_batch:
+            share = 1.0 / runs.num_nodes
     scalar = torch.full((), share, device=gradient.device)
     for codes, part in parts:
         codes.backpropagate(part, sums, scalar)
@@ -518,19 +554,12 @@ def _codes_of_rows(
 
 def _normalization(layer: LeanLayer, y: Tensor) -> Normalization:
     """Statistics of this batch, also taken into the running ones."""
-    if layer.norm is None:
-        zero = torch.zeros(y.shape[1], device=y.device)
+    zero = torch.zeros(y.shape[1], device=y.device)
+    norm = layer.norm
+    if norm is None:
         return Normalization(zero, zero + 1, zero + 1, zero)
-    variance, mean = torch.var_mean(y, dim=0, correction=0)
-    _update_running(layer.norm, mean, variance * (len(y) / (len(y) - 1)))
-    inverse_std = torch.rsqrt(variance + layer.norm.eps)
-    return Normalization(mean, inverse_std, layer.norm.weight, layer.norm.bias)
-
-
-def _update_running(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> None:
-    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
-        return
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance, norm.momentum)
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+    mean, inverse_std = norm.statistics(y)
+    weight = zero + 1 if norm.weight is None else norm.weight
+    return Normalization(
+        mean, inverse_std, weight, zero if norm.bias is None else norm.bias
+    )

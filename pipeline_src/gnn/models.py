@@ -21,7 +21,7 @@ from pipeline_src.gnn.aggregation import (
     gcn_aggregation,
     mean_aggregation,
 )
-from pipeline_src.gnn.graphs import Adjacency
+from pipeline_src.gnn.batch_norm import BatchNorm, check_batch
 from pipeline_src.gnn.lean import LeanLayer, LeanNetwork, LeanRecipe
 from pipeline_src.gnn.saved import (
     Aggregate,
@@ -31,6 +31,7 @@ from pipeline_src.gnn.saved import (
     ReluWithBitMask,
     SageConvolution,
 )
+from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.compressor import Compressor
 
 # (name of the activation, its width, may it be projected) -> how it is kept
@@ -81,7 +82,7 @@ class SageLayer(nn.Module):
             finite,
         )
 
-    def lean(self, norm: nn.BatchNorm1d | None) -> LeanLayer:
+    def lean(self, norm: BatchNorm | None) -> LeanLayer:
         """The parameters as the lean network takes them."""
         neighbor, root = self.neighbor, self.root
         return LeanLayer(neighbor.weight, neighbor.bias, root.weight, norm)
@@ -119,7 +120,7 @@ class GcnLayer(nn.Module):
             x, self.weight, self.bias, aggregation, compressors[0], seeds, finite
         )
 
-    def lean(self, norm: nn.BatchNorm1d | None) -> LeanLayer:
+    def lean(self, norm: BatchNorm | None) -> LeanLayer:
         """The parameters as the lean network takes them."""
         return LeanLayer(self.weight, self.bias, None, norm)
 
@@ -191,8 +192,11 @@ class GraphNetwork(nn.Module):
         """Logits, (num_nodes, num_classes).
 
         Raises:
-            ValueError: if activations are to be compressed and seeds are missing.
+            ValueError: if activations are to be compressed and seeds are missing, or
+                BatchNorm is to normalise by a single node.
         """
+        for norm in self._norms():
+            check_batch(norm, x.shape[0])
         if not self.training or not (self.compressors or self.lean):
             return self._forward_full(x, aggregation)
         if seeds is None or seeds.shape != (self.num_seeds,):
@@ -228,6 +232,9 @@ class GraphNetwork(nn.Module):
 
     def _layers(self) -> list[SageLayer | GcnLayer]:
         return cast(list[SageLayer | GcnLayer], list(self.convolutions))
+
+    def _norms(self) -> list[nn.BatchNorm1d]:
+        return cast(list[nn.BatchNorm1d], list(self.norms))
 
     def _plan(self, keep: Keep, widths: list[int]) -> None:
         for i, convolution in enumerate(self._layers()):
@@ -282,7 +289,7 @@ class GraphNetwork(nn.Module):
     def _forward_lean(
         self, x: Tensor, aggregation: Aggregation, seeds: Tensor, recipe: LeanRecipe
     ) -> Tensor:
-        norms = [cast(nn.BatchNorm1d, norm) for norm in self.norms]
+        norms = [BatchNorm.of(norm) for norm in self._norms()]
         layers = [
             convolution.lean(norms[i] if i < len(norms) else None)
             for i, convolution in enumerate(self._layers())
@@ -300,15 +307,14 @@ class GraphNetwork(nn.Module):
         )
 
     def _normalize(self, i: int, x: Tensor, seed: Tensor, finite: Tensor) -> Tensor:
-        norm = cast(nn.BatchNorm1d, self.norms[i])
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
+        norm = BatchNorm.of(self._norms()[i])
         return BatchNormalization.apply(
             x,
             norm.weight,
             norm.bias,
             norm.running_mean,
             norm.running_var,
+            norm.by_batch,
             norm.momentum,
             norm.eps,
             self.compressors[f"layer{i + 1}.batch_norm"],

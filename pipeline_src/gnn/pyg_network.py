@@ -52,10 +52,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torch_geometric.nn import GCNConv, SAGEConv
 
 from pipeline_src.gnn.aggregation import gcn_aggregation, mean_aggregation
-from pipeline_src.gnn.graphs import Adjacency
 from pipeline_src.gnn.models import GraphNetwork
+from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.bitmask import pack_mask
 from pipeline_src.quant.blockwise import compress_blocks, decompress_blocks
+from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 TECHNIQUES = (
     "eager",
@@ -236,12 +237,12 @@ class PygNetwork(nn.Module):
     ) -> AbstractContextManager[Any]:
         """What is done to each tensor that autograd saves."""
         resident = {
-            tensor.data_ptr()
-            for tensor in (
-                x,
-                *self.parameters(),
-                *self.buffers(),
-                *aggregation.tensors(),
+            tensor.data_ptr(): name
+            for name, tensor in (
+                ("x", x),
+                *self.named_parameters(),
+                *self.named_buffers(),
+                *(("the aggregation's matrix", part) for part in aggregation.tensors()),
             )
         }
         if self.technique == "offload":
@@ -299,7 +300,15 @@ def checkpointed_block(
 ) -> Tensor:
     """hidden_block that keeps its input alone; BatchNorm counts the batch once."""
     norms = [cast(nn.BatchNorm1d, norm) for norm in network.norms[index : index + 1]]
-    contexts = contextlib.nullcontext(), _keeping_statistics(norms)
+    parts = (network.convolutions[index], *norms)
+    references = watch(
+        [
+            ("the input of a block", x),
+            *(("the aggregation's matrix", part) for part in _dense(edges)),
+            *(named for part in parts for named in part.named_parameters()),
+        ]
+    )
+    contexts = contextlib.nullcontext(), _as_in_forward(norms, references)
     return checkpoint(
         hidden_block,
         network,
@@ -313,8 +322,11 @@ def checkpointed_block(
 
 
 @contextlib.contextmanager
-def _keeping_statistics(norms: list[nn.BatchNorm1d]) -> Iterator[None]:
-    """BatchNorm normalises by its batch and leaves its running statistics alone."""
+def _as_in_forward(
+    norms: list[nn.BatchNorm1d], references: tuple[Reference, ...]
+) -> Iterator[None]:
+    """Compute again from the same tensors, leaving running statistics alone."""
+    check_unchanged(references)
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -374,6 +386,8 @@ def _(x: Tensor, *parts: Tensor) -> Tensor:
 
 
 def _keep_matrices(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if any(tensor.requires_grad for tensor in inputs[1:]):
+        raise ValueError("weights of edges take no gradient; pass values.detach()")
     ctx.save_for_backward(*inputs[1:])
 
 
@@ -460,28 +474,46 @@ class SavedTensor:
 
     content: Any
     version: int  # of the tensor that was saved
+    same: tuple[Reference, ...]  # to it, where its own memory is in the content
 
 
 def keep_instead(
     pack: Callable[[Tensor], Any],
     unpack: Callable[[Any], Tensor],
-    resident: set[int],  # addresses that are alive anyway
+    resident: dict[int, str],  # addresses that are alive anyway, and names for them
 ) -> saved_tensors_hooks:
-    """Autograd keeps pack(tensor) of each saved tensor that is not resident."""
+    """Autograd keeps pack(tensor) of each saved tensor that is not resident.
+
+    Under hooks autograd does not look whether a tensor was changed since; what is
+    kept as it is, is watched here.
+    """
     # The tensor dies with its last user, and the packed one must die with the graph.
     seen = WeakTensorKeyDictionary()
 
     def hook(tensor: Tensor) -> Any:
-        if tensor.layout != torch.strided or tensor.data_ptr() in resident:
-            return tensor
+        if tensor.layout != torch.strided:
+            return watch([("the aggregation's matrix", tensor)])
+        if tensor.data_ptr() in resident:
+            return watch([(resident[tensor.data_ptr()], tensor)])
         known = seen[tensor]() if tensor in seen else None
         if known is None or known.version != tensor._version:
-            known = SavedTensor(pack(tensor), tensor._version)
+            content = pack(tensor)
+            parts = content if isinstance(content, tuple) else (content,)
+            same = any(
+                isinstance(part, Tensor) and part.data_ptr() == tensor.data_ptr()
+                for part in parts
+            )
+            watched = watch([("an activation", tensor)]) if same else ()
+            known = SavedTensor(content, tensor._version, watched)
             seen[tensor] = weakref.ref(known)
         return known
 
-    def unhook(kept: Any) -> Tensor:
-        return unpack(kept.content) if isinstance(kept, SavedTensor) else kept
+    def unhook(kept: SavedTensor | tuple[Reference]) -> Tensor:
+        if isinstance(kept, SavedTensor):
+            check_unchanged(kept.same)
+            return unpack(kept.content)
+        check_unchanged(kept)
+        return kept[0].tensor
 
     return saved_tensors_hooks(hook, unhook)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -73,6 +74,7 @@ class QuantizedPoints:
             self._report(layer, component, packed.nbytes)
             return packed
 
+        self._check_gradient(x)
         if self.straight_through:
             decoded = StraightThrough.apply(x, lambda x: pack(x).decode())
             return FeatureStore.full(decoded)
@@ -91,6 +93,8 @@ class QuantizedPoints:
             self._report(layer, "attention values", values.nbytes)
             return values
 
+        self._check_gradient(values)
+
         def round_trip(values: Tensor) -> Tensor:
             packed = pack_segments(
                 values,
@@ -107,6 +111,13 @@ class QuantizedPoints:
         if self.straight_through:
             return StraightThrough.apply(values, round_trip)
         return round_trip(values)
+
+    def _check_gradient(self, x: Tensor) -> None:
+        if x.requires_grad and torch.is_grad_enabled() and not self.straight_through:
+            raise RuntimeError(
+                "packed points pass no gradient, and something before this one needs "
+                "it; infer under torch.no_grad(), or tune with straight_through=True"
+            )
 
     def _report(self, layer: int, point: str, nbytes: int) -> None:
         if self.record is not None:

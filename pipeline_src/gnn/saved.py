@@ -25,22 +25,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from pipeline_src.gnn.aggregation import Aggregation
 from pipeline_src.quant.bitmask import mask_gradient, pack_mask
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
+from pipeline_src.quant.references import check_unchanged, watch
 
 
-def _keep(ctx: Any, *activations: CompressedActivation, also: tuple = ()) -> None:
-    """Hand tensors to autograd, descriptions to the context."""
+def _keep(
+    ctx: Any,
+    *activations: CompressedActivation,
+    also: tuple[Tensor | None, ...] = (),
+    aggregation: Aggregation | None = None,
+) -> None:
+    """Hand tensors to autograd, descriptions and what is resident to the context."""
+    ctx.aggregation = aggregation
     ctx.descriptions = [activation.without_tensors() for activation in activations]
     ctx.counts = [len(activation.tensors) for activation in activations]
     kept = [tensor for activation in activations for tensor in activation.tensors]
+    boundaries = [one.compressor.boundaries for one in activations]
+    resident = () if aggregation is None else aggregation.watched()
+    ctx.references = watch(("boundaries", one) for one in boundaries) + resident
     ctx.save_for_backward(*kept, *also)
 
 
 def _kept(ctx: Any) -> tuple[list[CompressedActivation], tuple[Tensor, ...]]:
     """Read back what `_keep` kept: activations, and the other tensors."""
+    check_unchanged(ctx.references)
     tensors = ctx.saved_tensors
     activations = []
     for description, count in zip(ctx.descriptions, ctx.counts, strict=True):
@@ -70,12 +82,12 @@ class SageConvolution(Function):
         finite[0].logical_and_(kept_input.is_finite)
         finite[1].logical_and_(kept_aggregated.is_finite)
         also = (weight_neighbor, weight_root)
-        _keep(ctx, kept_input, kept_aggregated, also=also)
-        ctx.aggregation = aggregation
+        _keep(ctx, kept_input, kept_aggregated, also=also, aggregation=aggregation)
         output = torch.addmm(bias, aggregated, weight_neighbor.T)
         return output.addmm_(x, weight_root.T)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (kept_input, kept_aggregated), (weight_neighbor, weight_root) = _kept(ctx)
         grad_input = None
@@ -107,11 +119,11 @@ class GcnConvolution(Function):
     ) -> Tensor:
         kept_input = compressor.compress(x, seeds[0])
         finite[0].logical_and_(kept_input.is_finite)
-        _keep(ctx, kept_input, also=(weight,))
-        ctx.aggregation = aggregation
+        _keep(ctx, kept_input, also=(weight,), aggregation=aggregation)
         return aggregation(x @ weight.T).add_(bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (kept_input,), (weight,) = _kept(ctx)
         grad_transformed = ctx.aggregation.transpose(gradient)
@@ -125,7 +137,7 @@ class GcnConvolution(Function):
 
 
 class BatchNormalization(Function):
-    """Batch normalisation in training mode; updates the running statistics."""
+    """Batch normalisation, by the batch or by running statistics (batch_norm.py)."""
 
     @staticmethod
     def forward(
@@ -133,8 +145,9 @@ class BatchNormalization(Function):
         x: Tensor,  # (num_nodes, num_features)
         weight: Tensor,  # (num_features,)
         bias: Tensor,  # (num_features,)
-        running_mean: Tensor,
-        running_var: Tensor,
+        running_mean: Tensor | None,  # moved if by_batch, else read
+        running_var: Tensor | None,
+        by_batch: bool,
         momentum: float,
         eps: float,
         compressor: Compressor,
@@ -142,30 +155,31 @@ class BatchNormalization(Function):
         finite: Tensor,  # (1,) bool, cleared where the activation is not finite
     ) -> Tensor:
         output, mean, inverse_std = torch.native_batch_norm(
-            x, weight, bias, running_mean, running_var, True, momentum, eps
+            x, weight, bias, running_mean, running_var, by_batch, momentum, eps
         )
         kept = compressor.compress(x, seeds[0])
         finite[0].logical_and_(kept.is_finite)
-        _keep(ctx, kept, also=(weight, mean, inverse_std))
-        ctx.eps = eps
+        running = (None, None) if by_batch else (running_mean, running_var)
+        _keep(ctx, kept, also=(weight, mean, inverse_std, *running))
+        ctx.by_batch, ctx.eps, ctx.has_bias = by_batch, eps, bias is not None
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (kept,), (weight, mean, inverse_std) = _kept(ctx)
+        (kept,), (weight, mean, inverse_std, *running) = _kept(ctx)
         grad_input, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             gradient,
             kept.decompress(),
             weight,
-            None,
-            None,
+            *running,
             mean,
             inverse_std,
-            True,
+            ctx.by_batch,
             ctx.eps,
-            [True, True, True],
+            [ctx.needs_input_grad[0], weight is not None, ctx.has_bias],
         )
-        return (grad_input, grad_weight, grad_bias, *(None,) * 7)
+        return (grad_input, grad_weight, grad_bias, *(None,) * 8)
 
 
 class ReluWithBitMask(Function):
@@ -178,6 +192,7 @@ class ReluWithBitMask(Function):
         return torch.relu(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         return mask_gradient(gradient, packed, compile=ctx.compile), None
@@ -195,6 +210,7 @@ class DropoutWithBitMask(Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         return mask_gradient(gradient, packed, ctx.factor, ctx.compile), None, None
@@ -205,9 +221,11 @@ class Aggregate(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, aggregation: Aggregation) -> Tensor:
-        ctx.aggregation = aggregation
+        _keep(ctx, aggregation=aggregation)
         return aggregation(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        _kept(ctx)
         return ctx.aggregation.transpose(gradient), None

@@ -55,5 +55,5 @@ def _mask(gradient: Tensor, packed: Tensor, factor: Tensor) -> Tensor:
     return torch.where(kept == 1, gradient * factor, 0.0)
 
 
-_pack_fused = fuse(_pack)
-_mask_fused = fuse(_mask)
+_pack_fused = fuse(_pack, rows={"mask": 1})
+_mask_fused = fuse(_mask, rows={"gradient": 1, "packed": 0})

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from pipeline_src.quant.fusion import fuse, fusion_pays
-from pipeline_src.quant.noise import row_keys, uniform_pair
+from pipeline_src.quant.noise import row_keys, row_keys_fused, uniform_pair
 
 PACKABLE_BITS = (1, 2, 4, 8)
 _WORD_BITS = 8
@@ -120,7 +120,7 @@ def compress_blocks(
     # Drawn outside the kernel: the compiler would inline the hash of the key into
     # that of every value, and spend minutes on it. A kernel of its own, because each
     # of a dozen plain operations makes the threads wait for each other.
-    keys = (_row_keys_fused if fused else row_keys)(seed, num_packets * in_packet)
+    keys = (row_keys_fused if fused else row_keys)(seed, num_packets * in_packet)
     if num_body == 0:
         return _compress(tail.view(shape), keys, boundaries, bits)
     # Detached: the compiler looks at the tensor behind a view, and would compile again
@@ -186,7 +186,7 @@ def _compress(
         for j in range(num_codes):
             if j % 2 == 0:
                 noise, noise_of_next = uniform_pair(
-                    keys[:, block], words * draws + j // 2
+                    keys[:, block], words, step=draws, first=j // 2
                 )
             else:
                 noise = noise_of_next
@@ -220,9 +220,8 @@ def _decompress(
     return level * scale[:, :, None, None] + zero_point[:, :, None, None]
 
 
-_row_keys_fused = fuse(row_keys)
-_compress_fused = fuse(_compress)
-_decompress_fused = fuse(_decompress)
+_compress_fused = fuse(_compress, rows={"x": 0, "keys": 0})
+_decompress_fused = fuse(_decompress, rows={"packed": 0, "zero_point": 0, "scale": 0})
 
 
 def round_down(x: Tensor) -> Tensor:

@@ -262,7 +262,7 @@ def _gather_part(
     return values_of(codes, first, step)
 
 
-_gather_fused = fuse(_gather)
+_gather_fused = fuse(_gather, rows={"parts": 0, "position": 0, "index": 0})
 
 
 def _ranges(x: Tensor, packing: RowPacking) -> tuple[Tensor, Tensor]:

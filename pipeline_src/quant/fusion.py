@@ -5,38 +5,100 @@ Both give the same bits on one device, so the choice never changes a result, onl
 cost: a compiled kernel reads its input once or twice where the plain one makes dozens
 of passes and as many temporaries, but the first call takes seconds to compile.
 
-Kernels are compiled with `fullgraph=True`, so a graph break is an error, and with
-`dynamic=True`, so one compilation serves all sizes.
+A kernel serves any number of rows; all else about its arguments, widths, bits, levels
+and types, is a constant to the compiler. Such a constant costs a compilation for each
+of its values, and is what makes a kernel fast on a GPU: with it offsets need no
+division and accesses are wide, and a power of two is a shift instead of `pow` in
+float64. So `fuse` is told which dimensions count rows, marks these alone as dynamic,
+and a kernel that fixes one of them fails to compile instead of compiling again for
+each number of rows. `fullgraph=True` makes a graph break an error as well.
+
+The same bits: sums aside, whose order is the compiler's, each float operation rounds on
+its own, as plain ones do. On a GPU the compiler would by default contract a product
+and a sum to one rounding, and divide approximately; NUMERICS forbids both.
 """
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline_src.quant.compilers import plain_kernels_warning
 
 # Below this many values the plain version ends before a compilation would start.
 MIN_NUMEL_ON_CPU = 2**20
+# Inductor's: no fused multiply-add, and division rounded to nearest.
+NUMERICS = {
+    "emulate_precision_casts": True,
+    "eager_numerics.division_rounding": True,
+}
+# Modules of one kernel: one per width, packet and law; a number of rows adds none.
+_MAX_MODULES = 256
 
 
-def fuse(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiled twin of a plain kernel; the compiler is loaded at its first call."""
+def fuse(
+    plain: Callable[..., Any],  # of positional arguments
+    rows: Mapping[str, int],
+) -> Callable[..., Any]:
+    """The compiled twin of a plain kernel; the compiler is loaded at its first call.
+
+    `rows` names the tensors whose number of rows is free, and the dimension of each
+    that counts them; "codes.packed" is a field of an argument, and a tuple stands for
+    all tensors in it. Fewer than two rows run plain: to a compiler, 1 is a constant.
+
+    The twin sees aliases without a gradient, so that neither what stands behind a view,
+    nor the gradient's mode, nor a Parameter's type makes it compile again.
+    """
+    names = tuple(inspect.signature(plain).parameters)
+    counted = tuple((attrgetter(path), dim) for path, dim in rows.items())
     twin: Callable[..., Any] | None = None
 
     @functools.wraps(plain)
+    @torch.no_grad()
     def fused(*arguments: Any) -> Any:
         nonlocal twin
-        if twin is None:
-            from torch._dynamo import config
+        from torch._dynamo import config, mark_dynamic
 
-            # One entry per width, packet and law; a size adds none.
-            config.recompile_limit = max(config.recompile_limit, 64)
-            twin = torch.compile(plain, fullgraph=True, dynamic=True)
-        return twin(*arguments)
+        if twin is None:
+            config.recompile_limit = max(config.recompile_limit, _MAX_MODULES)
+            twin = torch.compile(
+                plain, fullgraph=True, dynamic=False, options=dict(NUMERICS)
+            )
+        aliases = tuple(map(_alias, arguments))
+        named = SimpleNamespace(**dict(zip(names, aliases, strict=True)))
+        marks = [(one, d) for get, d in counted for one in _tensors(get(named))]
+        if any(tensor.shape[dim] < 2 for tensor, dim in marks):
+            return plain(*aliases)
+        for tensor, dim in marks:
+            mark_dynamic(tensor, dim)
+        return twin(*aliases)
 
     return fused
+
+
+def _alias(argument: Any) -> Any:
+    """The same data without gradient or marks; containers are tuples."""
+    if isinstance(argument, Tensor):
+        return argument.detach()
+    if not isinstance(argument, tuple):
+        return argument
+    parts = map(_alias, argument)
+    # A NamedTuple takes its fields one by one.
+    return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
+
+
+def _tensors(argument: Any) -> Iterator[Tensor]:
+    """All tensors of an argument, in order."""
+    if isinstance(argument, Tensor):
+        yield argument
+    elif isinstance(argument, tuple):
+        for part in argument:
+            yield from _tensors(part)
 
 
 def fusion_pays(numel: int, device: torch.device, compile: str) -> bool:

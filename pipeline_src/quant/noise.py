@@ -12,16 +12,30 @@ uniform numbers of 16 bits. That is enough: the mean of a rounded value is off b
 most 2**-17 of a bin, a hundredth of what bfloat16 metadata could resolve.
 
 All arithmetic is int32, which wraps around alike everywhere. A right shift of an int32
-copies the sign, so each shift is masked to act on the unsigned value.
+copies the sign, so each shift is masked to act on the unsigned value. A product of
+constants is wrapped here: a compiler folds it beyond int32, and may then refuse it.
 """
 
 import torch
 from torch import Tensor
 
+from pipeline_src.quant.fusion import fuse
+
 RESOLUTION_BITS = 16  # of one uniform number
-_GOLDEN = 0x9E3779B9 - 2**32  # odd, spreads consecutive columns over the 32 bits
+
+
+def wrap(constant: int) -> int:
+    """The int32 that an integer becomes, as hardware wraps it around.
+
+    >>> wrap(2**31), wrap(-3281063054), wrap(7)
+    (-2147483648, 1013904242, 7)
+    """
+    return (constant + 2**31) % 2**32 - 2**31
+
+
+GOLDEN = wrap(0x9E3779B9)  # odd, spreads consecutive columns over the 32 bits
 _MIX_FIRST = 0x7FEB352D
-_MIX_SECOND = 0x846CA68B - 2**32
+_MIX_SECOND = wrap(0x846CA68B)
 
 
 def mix(
@@ -47,18 +61,39 @@ def row_keys(
     return mix(rows + mix(seed))
 
 
+def row_keys_fused(
+    seed: Tensor,  # () int32
+    num_rows: int,
+) -> Tensor:
+    """row_keys from row 0 on, in one launch."""
+    # Takes no memory: it tells the compiled kernel the number of rows.
+    return _keys_fused(seed.expand(num_rows))
+
+
 def uniform_pair(
     keys: Tensor,  # int32, broadcasts with columns
     columns: Tensor,  # int32
+    step: int = 1,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Two independent float32 numbers in (0, 1) for each (key, column).
+    """Two independent float32 numbers in (0, 1) for each (key, first + step * column).
 
     They are the midpoints of 2**16 equal intervals, so neither 0 nor 1 occurs and
     the mean over all of them is exactly one half.
     """
-    word = mix(keys + columns * _GOLDEN)
+    word = mix(keys + (columns * wrap(step * GOLDEN) + wrap(first * GOLDEN)))
     return _midpoint(word & 0xFFFF), _midpoint((word >> 16) & 0xFFFF)
 
 
 def _midpoint(interval: Tensor) -> Tensor:
     return (interval.to(torch.float32) + 0.5) * 2.0**-RESOLUTION_BITS
+
+
+def _keys(
+    seeds: Tensor,  # (num_rows,) int32, all alike
+) -> Tensor:
+    rows = torch.arange(seeds.shape[0], dtype=torch.int32, device=seeds.device)
+    return mix(rows + mix(seeds))
+
+
+_keys_fused = fuse(_keys, rows={"seeds": 0})

@@ -14,10 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline_src.quant.noise import mix, row_keys
+from pipeline_src.quant.noise import GOLDEN, mix, row_keys
 
 _SEED_STREAM = 0x27D4EB2F  # apart from the noise of rounding under the same seed
-_GOLDEN = 0x9E3779B9 - 2**32
 
 
 def count_projected(num_features: int, projection_ratio: int) -> int:
@@ -41,7 +40,7 @@ def projection(
     """The matrix S of this seed, float32, (num_features, num_projected)."""
     keys = row_keys(mix(seed ^ _SEED_STREAM), num_features)[:, None]
     columns = torch.arange(num_projected, dtype=torch.int32, device=seed.device)
-    is_negative = mix(keys + columns * _GOLDEN) < 0  # one bit of the hash
+    is_negative = mix(keys + columns * GOLDEN) < 0  # one bit of the hash
     entry = num_projected**-0.5
     return torch.where(is_negative, -entry, entry).to(torch.float32)
 

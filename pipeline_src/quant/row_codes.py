@@ -162,7 +162,7 @@ def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> 
     return packed.to(torch.uint8)
 
 
-_encode_fused = fuse(_encode)
+_encode_fused = fuse(_encode, rows={"x": 0, "zero_point": 0, "inverse_scale": 0})
 
 
 def _round_up(x: Tensor, dropped: int) -> Tensor:

@@ -92,4 +92,6 @@ def _decode(
     return codes * step + zero_point.index_select(0, owner).to(torch.float32)
 
 
-_decode_fused = fuse(_decode)
+_decode_fused = fuse(
+    _decode, rows={"words": 1, "zero_point": 0, "scale": 0, "owner": 0}
+)

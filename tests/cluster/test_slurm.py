@@ -24,7 +24,7 @@ import pytest
 import xarray as xr
 import yaml
 
-from pipeline_src.experiment.records import read_dataset
+from pipeline_src.records.datasets import read_dataset
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

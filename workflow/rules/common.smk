@@ -10,22 +10,22 @@ from snakemake.exceptions import WorkflowError
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline_src.experiment.activation_plans import activation_plans
-from pipeline_src.experiment.configuration import (
+from pipeline_src.configuration.checks import (
     ConfigurationError,
     checked_configuration,
     read_schema,
     refuse_repeated_keys,
 )
-from pipeline_src.experiment.feature_plans import feature_plans
-from pipeline_src.experiment.plans import (
+from pipeline_src.configuration.plans import (
     byte_book_specs,
     capture_plans,
     measurement_plans,
     run_specs,
     sizes_vary,
 )
-from pipeline_src.experiment.sources import imported_sources
+from pipeline_src.features.plans import feature_plans
+from pipeline_src.records.sources import imported_sources
+from pipeline_src.settings.plans import activation_plans
 
 # Jobs find the interpreter that runs Snakemake, the library, and compiled kernels.
 for name, folder in {"PATH": Path(sys.executable).parent, "PYTHONPATH": ROOT}.items():
@@ -97,7 +97,7 @@ FIGURES = [
     *(["scaling"] if sizes_vary(MEASUREMENTS.values()) else []),
     *(["ablation"] if any(method.without for method in METHODS) else []),
     *(["position_histograms", "quantile_quantile"] if CAPTURES else []),
-    *(["bit_search", "bit_front"] if FEATURES else []),
+    *(["bit_search", "bit_front", "bit_drops"] if FEATURES else []),
     *(["setting_front"] if SEARCHES else []),
 ]
 CAPTIONS = os.path.relpath(ROOT / "workflow" / "report" / "figure.rst")

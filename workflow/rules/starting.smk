@@ -7,9 +7,9 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from pipeline_src.experiment.claims import ClaimedError, claim, holder_of
 from pipeline_src.quant.compilers import plain_kernels_warning
-from pipeline_src.whole_files import write_whole
+from pipeline_src.records.claims import ClaimedError, claim, holder_of
+from pipeline_src.records.whole_files import write_whole
 
 # Held by the workflow at work on these results; Snakemake's own locks outlive a kill.
 CLAIM = Path(".snakemake") / "claims" / CONFIG["run"]

@@ -1,0 +1,332 @@
+"""Each kernel at each width, as the library's own operations call it.
+
+Sizes: `large` is what training on ogbn-arxiv gives a kernel at once; its module is the
+one that is compiled and counted. `more` and `odd` are small and run in the interpreter.
+Those of `more` differ from `large` in rows alone, so one module is to serve them all.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline_src.quant.bitmask import mask_gradient, pack_mask
+from pipeline_src.quant.blockwise import (
+    PACKABLE_BITS,
+    blocks_per_packet,
+    compress_blocks,
+    decompress_blocks,
+)
+from pipeline_src.quant.feature_store import FeatureStore, PackedRows
+from pipeline_src.quant.rectified import (
+    LEVELS,
+    RECTIFIED_BITS,
+    Normalization,
+    RectifiedCoder,
+    RectifiedCodes,
+    RectifiedSetting,
+    active_sums,
+    encode,
+)
+from pipeline_src.quant.row_codes import count_words
+from pipeline_src.quant.row_codes import encode as encode_rows
+from pipeline_src.quant.segment_store import PackedSegments
+
+Size = tuple[int, ...]
+
+NODES = 169_343  # of ogbn-arxiv
+EDGES = 2_315_598  # of it, both directions
+ROWS_PER_BLOCK = 8
+GROUPS = 8
+EVEN_BLOCK, UNEVEN_BLOCK = 64, 63  # 63 values fill no whole words below 8 bits
+CODE_BITS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation of the library, and the kernel of it that is looked at."""
+
+    name: str
+    kernel: str
+    operate: Callable[[str, Size], Any]  # device, size
+    large: Size
+    more: tuple[Size, ...]  # of the same widths: one module is to serve them too
+    odd: tuple[Size, ...] = ()  # of other widths
+    adds: bool = False  # its results are sums, which depend on the order of adding
+
+
+def uneven(num_levels: int, device: str) -> Tensor:
+    """Edges of unequal bins, in bin units."""
+    edges = torch.arange(num_levels, dtype=torch.float32, device=device)
+    inner = (edges > 0) & (edges < num_levels - 1)
+    return edges + 0.3 * torch.sin(1.7 * edges) * inner
+
+
+def _seed(device: str) -> Tensor:
+    return torch.full((), 7, dtype=torch.int32, device=device)
+
+
+def _bytes(shape: Size, device: str) -> Tensor:
+    return torch.randint(0, 256, shape, device=device).to(torch.uint8)
+
+
+# --- blockwise ------------------------------------------------------------------------
+
+_FLAT: dict[str, Any] = {"large": (NODES * 32,), "more": ((4097,), (40_000,))}
+
+
+def _compress(bits: int, block_size: int, is_uneven: bool) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        x = torch.randn(size, device=device)
+        x[:block_size] = 1.5  # a block of no width
+        bounds = uneven(2**bits, device) if is_uneven else None
+        return compress_blocks(x, _seed(device), bits, block_size, bounds, "true")
+
+    return operate
+
+
+def _decompress(bits: int, block_size: int, is_uneven: bool) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        in_packet = blocks_per_packet(bits, block_size)
+        per_packet = in_packet * block_size
+        packets = -(-size[0] // per_packet)
+        packed = _bytes((packets, per_packet * bits // 8), device)
+        blocks = (packets * in_packet,)
+        zero_point = torch.randn(blocks, device=device).to(torch.bfloat16)
+        scale = torch.rand(blocks, device=device).to(torch.bfloat16)
+        bounds = uneven(2**bits, device) if is_uneven else None
+        shape = torch.Size(size)
+        return decompress_blocks(packed, zero_point, scale, shape, bits, bounds, "true")
+
+    return operate
+
+
+def _blockwise() -> Iterator[Case]:
+    operations = {"compress": _compress, "decompress": _decompress}
+    for name, operation in operations.items():
+        kernel = f"blockwise._{name}"
+        for bits in PACKABLE_BITS:
+            for block in (EVEN_BLOCK, UNEVEN_BLOCK):
+                for is_uneven in (False, True):
+                    kind = " uneven" if is_uneven else ""
+                    title = f"{name} {bits} bits block {block}{kind}"
+                    operate = operation(bits, block, is_uneven)
+                    yield Case(title, kernel, operate, **_FLAT)
+    for block in (252, 2048):
+        title = f"compress 2 bits block {block}"
+        yield Case(title, "blockwise._compress", _compress(2, block, False), **_FLAT)
+    yield Case("row keys", "noise.row_keys", _compress(2, EVEN_BLOCK, False), **_FLAT)
+
+
+# --- rectified ------------------------------------------------------------------------
+
+_ROWS: dict[str, Any] = {
+    "large": (32_768, 256),
+    "more": ((40, 256), (24, 256)),
+    "odd": ((24, 37),),
+}
+
+
+def _normalization(width: int, device: str) -> Normalization:
+    mean, weight, bias = (torch.randn(width, device=device) for _ in range(3))
+    return Normalization(mean, torch.rand(width, device=device) + 0.5, weight, bias)
+
+
+def _setting(bits: int, is_uneven: bool, width: int, device: str) -> RectifiedSetting:
+    coder = RectifiedCoder(bits, ROWS_PER_BLOCK)
+    if is_uneven:  # set past the check, which would read values that are not there
+        edges = uneven(LEVELS[bits][1], device)
+        object.__setattr__(coder, "boundaries", edges)
+    means = torch.randn(2, width, device=device) if coder.needs_means else None
+    return RectifiedSetting(coder, _normalization(width, device), 0.5, means, True)
+
+
+def _kept(size: Size, setting: RectifiedSetting, device: str) -> tuple[Tensor, Tensor]:
+    """Codes and ends of blocks."""
+    (rows, width), bits = size, setting.coder.bits
+    blocks = rows // ROWS_PER_BLOCK
+    ends = torch.rand(blocks, 2, device=device) + 1.0
+    ends[:, 0] *= -1.0
+    ends = ends[:, : setting.coder.num_ends].contiguous().to(torch.bfloat16)
+    return _bytes((blocks, ROWS_PER_BLOCK * bits // 8, width), device), ends
+
+
+def _encode(bits: int, is_uneven: bool) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        setting = _setting(bits, is_uneven, size[1], device)
+        packed, ends = _kept(size, setting, device)
+        y = torch.randn(size, device=device)
+        return encode(y, packed, ends, _seed(device), 0, setting)
+
+    return operate
+
+
+def _reading(bits: int, is_uneven: bool, read: Callable[..., Any]) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        setting = _setting(bits, is_uneven, size[1], device)
+        packed, ends = _kept(size, setting, device)
+        codes = RectifiedCodes(packed, ends, _seed(device), 0, setting)
+        return read(codes, torch.randn(size, device=device))
+
+    return operate
+
+
+def _output(codes: RectifiedCodes, _: Tensor) -> Any:
+    return codes.output()
+
+
+def _gradient_sums(codes: RectifiedCodes, gradient: Tensor) -> Any:
+    return codes.gradient_sums(gradient)
+
+
+def _backpropagate(codes: RectifiedCodes, gradient: Tensor) -> None:
+    width = gradient.shape[1]
+    means = (torch.randn(width, device=gradient.device) for _ in range(2))
+    codes.backpropagate(gradient, *means)
+
+
+def _active_sums(device: str, size: Size) -> Any:
+    y = torch.randn(size, device=device)
+    return active_sums(y, _normalization(size[1], device), GROUPS, True)
+
+
+def _rectified() -> Iterator[Case]:
+    readers = {
+        "output": _output,
+        "gradient_sums": _gradient_sums,
+        "backpropagate": _backpropagate,
+    }
+    for bits in RECTIFIED_BITS:
+        for is_uneven in (False, True) if LEVELS[bits][1] > 1 else (False,):
+            title = f"{bits} bits" + (" uneven" if is_uneven else "")
+            yield Case(
+                f"rectify {title}",
+                "rectified._encode",
+                _encode(bits, is_uneven),
+                **_ROWS,
+            )
+            for name, read in readers.items():
+                yield Case(
+                    f"{name} {title}",
+                    f"rectified._{name}",
+                    _reading(bits, is_uneven, read),
+                    **_ROWS,
+                    adds=name == "gradient_sums",
+                )
+    yield Case(
+        "active_sums", "rectified._active_sums", _active_sums, **_ROWS, adds=True
+    )
+
+
+# --- masks, rows, segments ------------------------------------------------------------
+
+
+def _pack(device: str, size: Size) -> Any:
+    return pack_mask(torch.randn(size, device=device) > 0, "true")
+
+
+def _mask(device: str, size: Size) -> Any:
+    packed = _bytes((-(-size[0] // 8),), device)
+    return mask_gradient(torch.randn(size, device=device), packed, 2.0, "true")
+
+
+def _bitmask() -> Iterator[Case]:
+    flat: dict[str, Any] = {"large": (NODES * 256,), "more": ((1001,), (4097,))}
+    yield Case("pack_mask", "bitmask._pack", _pack, **flat)
+    yield Case("mask_gradient", "bitmask._mask", _mask, **flat)
+
+
+def _encode_rows(bits: int, marked: bool) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        x = torch.randn(size, device=device)
+        if marked:  # bags of words: code 0 is zero alone
+            x = torch.where(x > 0, x, 0.0)
+        first, last = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
+        inverse = (2**bits - 1) / (last - first)
+        return encode_rows(x, first, -inverse if marked else inverse, bits, "true")
+
+    return operate
+
+
+def _words(rows: int, width: int, bits: int, device: str) -> Tensor:
+    if bits == 32:
+        return torch.randn(rows, width, device=device)
+    shape = (rows, count_words(width, bits))
+    if bits == 16:
+        words = torch.randint(-(2**15), 2**15, shape, device=device)
+        return words.to(torch.int16)
+    return _bytes(shape, device)
+
+
+def _gather(widths: tuple[int, ...]) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        rows, width, num_indices = size
+        share = rows // len(widths)
+        counts = [share] * (len(widths) - 1)
+        counts.append(rows - sum(counts))
+        parts = []
+        for bits, count in zip(widths, counts, strict=True):
+            grid: list[Tensor | None] = [None, None]
+            if bits != 32:
+                grid = [torch.randn(count, device=device) for _ in range(2)]
+            parts.append(PackedRows(_words(count, width, bits, device), *grid, 1, bits))
+        position = None
+        if len(widths) > 1:
+            position = torch.randperm(rows, device=device).to(torch.int32)
+        store = FeatureStore(tuple(parts), position, rows, width, "true")
+        return store.gather(torch.randint(0, rows, (num_indices,), device=device))
+
+    return operate
+
+
+def _decode_segments(bits: int) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        values, heads, segments = size
+        words = _words(heads, values, bits, device)
+        grid = [torch.rand(segments, heads, device=device) for _ in range(2)]
+        packed = PackedSegments(words, *grid, values, bits, "true")
+        return packed.decode(torch.randint(0, segments, (values,), device=device))
+
+    return operate
+
+
+def _rows_and_segments() -> Iterator[Case]:
+    rows: dict[str, Any] = {
+        "large": (NODES, 128),
+        "more": ((5, 128), (32, 128)),
+        "odd": ((3, 37),),
+    }
+    gathered: dict[str, Any] = {
+        "large": (NODES, 128, NODES),
+        "more": ((20, 128, 11), (31, 128, 50)),
+        "odd": ((31, 37, 31),),
+    }
+    segments: dict[str, Any] = {
+        "large": (EDGES, 8, NODES),
+        "more": ((101, 8, 7), (64, 8, 64)),
+        "odd": ((101, 3, 7),),
+    }
+    for bits in CODE_BITS:
+        kinds = (False, True) if bits == 2 else (False,)
+        for marked in kinds:
+            title = f"encode_rows {bits} bits" + (" marked" if marked else "")
+            operate = _encode_rows(bits, marked)
+            yield Case(title, "row_codes._encode", operate, **rows)
+    for widths in ((1,), (2,), (4,), (8,), (16,), (2, 4, 8), (4, 32)):
+        title = f"gather {'+'.join(map(str, widths))} bits"
+        yield Case(title, "feature_store._gather", _gather(widths), **gathered)
+    for bits in CODE_BITS:
+        title = f"decode_segments {bits} bits"
+        operate = _decode_segments(bits)
+        yield Case(title, "segment_store._decode", operate, **segments)
+
+
+def all_cases() -> dict[str, Case]:
+    """By name."""
+    makers = (_blockwise, _rectified, _bitmask, _rows_and_segments)
+    cases = [case for maker in makers for case in maker()]
+    named = {case.name: case for case in cases}
+    assert len(named) == len(cases), "names of cases repeat"
+    return named

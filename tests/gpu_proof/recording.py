@@ -1,0 +1,99 @@
+"""Which kernels the library compiles, and what its own operations call them with.
+
+A case is a public operation, not a hand-made call: its arguments are those that the
+operation builds, views and types as they come. While recording, each compiled twin is
+replaced by a stand-in that notes its arguments and runs the plain function.
+"""
+
+import ast
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from tests.gpu_proof.pretended_cuda import clones_of, tensors_of
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = [*(ROOT / "pipeline_src").rglob("*.py"), Path(__file__).parent / "planted.py"]
+
+
+class Kernel(NamedTuple):
+    """A plain function, its compiled twin, and where the twin is called from."""
+
+    plain: Callable[..., Any]
+    fused: Callable[..., Any]
+    places: list[tuple[Any, str]]  # module and name in it
+
+
+class Call(NamedTuple):
+    """One call of a kernel."""
+
+    kernel: str
+    arguments: tuple[Any, ...]  # as they were before; copies where they hold data
+    arguments_after: tuple[Any, ...]
+    results: Any
+
+
+def kernels() -> dict[str, Kernel]:
+    """All that is given to `fuse`, by module and name of the plain function.
+
+    Faults that were planted on purpose are among them, as planted.*.
+    """
+    found: dict[str, Kernel] = {}
+    for path in sorted(FILES):
+        text = path.read_text(encoding="utf-8")
+        if not re.search(r"^\w+ = fuse\(", text, re.M):
+            continue
+        dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = importlib.import_module(dotted)
+        for twin, plain in _twins(text):
+            made = getattr(module, plain)
+            name = f"{made.__module__.rpartition('.')[2]}.{made.__name__}"
+            fused = getattr(module, twin)
+            kernel = Kernel(fused.__wrapped__, fused, [])
+            found.setdefault(name, kernel).places.append((module, twin))
+    return found
+
+
+def _twins(text: str) -> Iterator[tuple[str, str]]:
+    """Names of compiled twins and of what they were made of."""
+    for node in ast.parse(text).body:
+        match node:
+            case ast.Assign(
+                targets=[ast.Name(id=twin)],
+                value=ast.Call(func=ast.Name(id="fuse"), args=[ast.Name(id=plain)]),
+            ):
+                yield twin, plain
+
+
+@contextmanager
+def recorded(holding_data: bool) -> Iterator[list[Call]]:
+    """The calls of kernels within, in order."""
+    calls: list[Call] = []
+
+    def copied(tree: Any) -> Any:
+        return clones_of(tree) if holding_data else tree
+
+    def stand_in(name: str, kernel: Kernel) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            before = copied(arguments)
+            results = kernel.plain(*arguments)
+            calls.append(Call(name, before, copied(arguments), copied(results)))
+            return results
+
+        return call
+
+    with ExitStack() as stack:
+        for name, kernel in kernels().items():
+            replacement = stand_in(name, kernel)
+            for module, attribute in kernel.places:
+                stack.enter_context(mock.patch.object(module, attribute, replacement))
+        yield calls
+
+
+def results_of(call: Call) -> list[Any]:
+    """The tensors that a call returned, then those it was given, as it left them."""
+    return tensors_of(call.results) + tensors_of(call.arguments_after)

@@ -1,0 +1,180 @@
+"""The committed table of figures, the laws it obeys, and how a change of it is shown.
+
+A row is a case on a device. Laws hold whatever the table says. A figure that is worse
+than the committed one fails; a better one fails as well and asks to be committed, so
+that it cannot be lost again unseen.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.gpu_proof.machine_code import ARCHITECTURES
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "results/published/gpu_proof.csv"
+
+# column -> whether more is better; None for what only describes
+COLUMNS: dict[str, bool | None] = {
+    "case": None,
+    "kernel": None,
+    "device": None,
+    "modules": False,  # that one compilation for all numbers of rows takes
+    "launches": False,
+    "extern_calls": False,
+    "registers": False,  # of the kernel that takes most
+    "spills": False,
+    "float64": False,  # instructions
+    "load_bytes": True,  # that a load moves for a thread, on average
+    "store_bytes": True,
+    "bytes_ratio": False,  # moved, over what must be read and written once
+    "bytes_ratio_read_again": False,  # the same with what loops load again
+    "bytes_per_value": False,
+    "instructions_per_value": False,  # an upper bound: all paths of a kernel counted
+}
+MOST_LAUNCHES = {"rectified._active_sums": 2}
+MOST_BYTES = {"rectified._encode": 1.3}
+_MOST_BYTES_ELSEWHERE = 1.1
+
+
+def rows_of(proven: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row for each case and device that could be compiled."""
+    rows = []
+    for one in proven:
+        for device in ARCHITECTURES:
+            codes = {name: code[device] for name, code in one["machine_code"].items()}
+            if codes and not any("fault" in code for code in codes.values()):
+                rows.append(_row(one, device, codes))
+    return rows
+
+
+def _row(
+    one: dict[str, Any], device: str, codes: dict[str, dict[str, Any]]
+) -> dict[str, str]:
+    launched = [codes[launch["kernel"]] for launch in one["launches"]]
+    instructions = sum(
+        code["instructions"] * _threads(launch, code)
+        for launch, code in zip(one["launches"], launched, strict=True)
+    )
+    moved, again = one["bytes_moved"], one["bytes_read_again"]
+    figures: dict[str, Any] = {
+        "case": one["case"],
+        "kernel": one["kernel"],
+        "device": device,
+        "modules": one["modules"],
+        "launches": len(one["launches"]),
+        "extern_calls": len(one["extern_calls"]),
+        "registers": max(code["registers"] for code in launched),
+        "spills": sum(code["spills"] + code["local"] for code in launched),
+        "float64": sum(code["float64"] for code in launched),
+        "load_bytes": _mean_width(code["loads"] for code in launched),
+        "store_bytes": _mean_width(code["stores"] for code in launched),
+        "bytes_ratio": f"{moved / one['bytes_needed']:.2f}",
+        "bytes_ratio_read_again": f"{(moved + again) / one['bytes_needed']:.2f}",
+        "bytes_per_value": f"{moved / one['values']:.2f}",
+        "instructions_per_value": f"{instructions / one['values']:.1f}",
+    }
+    return {name: str(figures[name]) for name in COLUMNS}
+
+
+def _threads(launch: dict[str, Any], code: dict[str, Any]) -> int:
+    """Threads of a launch, times the rounds of its loop."""
+    count = code["threads"]
+    for axis in "xyz":
+        if f"{axis}numel" in launch:
+            count *= -(-launch[f"{axis}numel"] // code.get(f"{axis.upper()}BLOCK", 1))
+    if "R0_BLOCK" in code:
+        count *= -(-launch["r0_numel"] // code["R0_BLOCK"])
+    return count
+
+
+def _mean_width(counts: Iterable[dict[str, int]]) -> str:
+    total: Counter[int] = Counter()
+    for one in counts:
+        total.update({int(size): n for size, n in one.items()})
+    if not total:
+        return "0"
+    return f"{sum(size * n for size, n in total.items()) / total.total():.1f}"
+
+
+def broken_laws(one: dict[str, Any]) -> list[str]:
+    """What a case breaks whatever the table says; empty if nothing."""
+    name = one["case"]
+    broken = [f"{name}: {fault}" for fault in one["faults"]]
+    for kernel, code in one["machine_code"].items():
+        for device in ARCHITECTURES:
+            if "fault" in code[device]:
+                fault = code[device]["fault"]
+                broken.append(f"{name}: {kernel} does not compile, {device}: {fault}")
+    most_launches = MOST_LAUNCHES.get(one["kernel"], 1)
+    most_bytes = MOST_BYTES.get(one["kernel"], _MOST_BYTES_ELSEWHERE)
+    for row in rows_of([one]):
+        limits = {
+            "modules": 1,
+            "launches": most_launches,
+            "extern_calls": 0,
+            "spills": 0,
+            "float64": 0,
+            "bytes_ratio": most_bytes,
+        }
+        broken += [
+            f"{name}: {column} is {row[column]} on {row['device']}, at most {most}"
+            for column, most in limits.items()
+            if float(row[column]) > most
+        ]
+    return broken
+
+
+def differences(
+    committed: list[dict[str, str]], found: list[dict[str, str]]
+) -> list[str]:
+    """Each figure of the found rows that is not the committed one, and which is better.
+
+    Rows that were not asked for are left out; a whole run shows those that are gone.
+    """
+    before = {(row["case"], row["device"]): row for row in committed}
+    shown = []
+    for row in found:
+        key = (row["case"], row["device"])
+        if key not in before:
+            shown.append(f"new: {' on '.join(key)}")
+            continue
+        for name, more_is_better in COLUMNS.items():
+            old, new = before[key][name], row[name]
+            if old != new:
+                shown.append(
+                    f"{_verdict(old, new, more_is_better)}: {' on '.join(key)}: "
+                    f"{name} {old} -> {new}"
+                )
+    return shown
+
+
+def _verdict(old: str, new: str, more_is_better: bool | None) -> str:
+    if more_is_better is None:
+        return "changed"
+    is_better = (float(new) > float(old)) == more_is_better
+    return "better, commit it" if is_better else "worse"
+
+
+def gone(committed: list[dict[str, str]], found: list[dict[str, str]]) -> list[str]:
+    """Rows that are committed and were not found."""
+    there = {(row["case"], row["device"]) for row in found}
+    keys = [(row["case"], row["device"]) for row in committed]
+    return [f"gone: {' on '.join(key)}" for key in keys if key not in there]
+
+
+def read() -> list[dict[str, str]]:
+    """The committed rows; none if there is no table."""
+    if not PUBLISHED.exists():
+        return []
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(rows: list[dict[str, str]]) -> None:
+    """Replace the committed table."""
+    with PUBLISHED.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,91 @@
+"""What counts as worse, what is skipped and why: needs no Triton."""
+
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.gpu_proof import table, versions
+from tests.gpu_proof.machine_code import of_sass
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def row(**figures: object) -> dict[str, str]:
+    plain = dict.fromkeys(table.COLUMNS, "1")
+    return plain | {name: str(value) for name, value in figures.items()}
+
+
+@pytest.mark.parametrize(
+    ("column", "old", "new", "verdict"),
+    [
+        ("registers", 40, 41, "worse"),
+        ("registers", 40, 39, "better, commit it"),
+        ("load_bytes", "16.0", "4.0", "worse"),
+        ("load_bytes", "4.0", "16.0", "better, commit it"),
+        ("bytes_ratio", "1.00", "1.01", "worse"),
+        ("kernel", "a", "b", "changed"),
+    ],
+)
+def test_a_change_is_shown_and_judged(column, old, new, verdict):
+    (line,) = table.differences([row(**{column: old})], [row(**{column: new})])
+    assert line.startswith(f"{verdict}: 1 on 1: {column}")
+    assert line.endswith(f"{old} -> {new}")
+
+
+def test_equal_rows_show_nothing_and_new_and_gone_ones_are_named():
+    one, other = row(case="a"), row(case="b")
+    assert table.differences([one], [one]) == []
+    assert table.differences([one], [other]) == ["new: b on 1"]
+    assert table.gone([one], [other]) == ["gone: a on 1"]
+
+
+def test_every_figure_has_a_direction():
+    described = {name for name, better in table.COLUMNS.items() if better is None}
+    assert described == {"case", "kernel", "device"}
+
+
+SASS = """
+        /*0010*/                   LDG.E.128 R4, [R2.64] ;
+        /*0020*/              @!P0 LDG.E.U8 R4, [R2.64] ;
+        /*0030*/               @P1 STG.E desc[UR4][R2.64], R5 ;
+        /*0040*/                   DMUL R4, R4, R6 ;
+        /*0050*/                   F2F.F64.F32 R4, R6 ;
+        /*0060*/                   STL [R1], R6 ;
+        /*0070*/                   NOP ;
+"""
+
+
+def test_instructions_are_counted_by_kind():
+    assert of_sass(SASS) == {
+        "instructions": 6,
+        "float64": 2,
+        "spills": 1,
+        "loads": {"16": 1, "1": 1},
+        "stores": {"4": 1},
+    }
+
+
+@pytest.mark.parametrize("name", versions.PINS)
+def test_another_version_is_a_reason_to_skip(name, monkeypatch):
+    monkeypatch.setattr(versions, "_is_installed", lambda _: True)
+    found = {**versions.PINS, name: "1.0.0"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda one: found[one] + "+cpu")
+    expected = f"{name} {versions.PINS[name]}, but 1.0.0 is installed: make gpu-proof"
+    assert expected in versions.obstacle()
+    found[name] = versions.PINS[name]
+    assert versions.obstacle() == ""
+
+
+def test_without_triton_the_way_out_is_named(monkeypatch):
+    monkeypatch.setattr(versions, "_is_installed", lambda name: name != "triton")
+    assert "needs triton==3.7.1: make gpu-proof installs it" in versions.obstacle()
+
+
+def test_the_proof_and_the_project_pin_the_same_versions():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    assert f"torch=={versions.PINS['torch']}" in project["dependencies"]
+    pins = project["optional-dependencies"]["gpu-proof"]
+    assert pins == [f"triton=={versions.PINS['triton']}"]
