@@ -27,6 +27,7 @@ order of their own for each.
 """
 
 import functools
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,9 @@ class LeanRecipe:
         without: ideas that are switched off, of IDEAS.
         compile: whether kernels are compiled.
 
+    Warns:
+        UserWarning: once in a process, if a layer is kept in codes of one bit.
+
     Raises:
         ValueError: if without names what is no idea.
     """
@@ -91,6 +95,8 @@ class LeanRecipe:
     def __post_init__(self) -> None:
         if unknown := sorted(self.without - set(IDEAS)):
             raise ValueError(f"without must name ideas of {IDEAS}, got {unknown}")
+        if any(_is_biased(coder) for coder in self.coders):
+            _warn_of_bias()
 
     def names(self, num_layers: int, has_root: bool) -> list[str]:
         """Names of all that is kept, in the order of seeds and flags."""
@@ -118,6 +124,21 @@ class LeanRecipe:
         if "chunked_backward" in self.without:
             values = num_nodes * width + 1
         return Runs(num_nodes, width, self.rows_per_block, values)
+
+
+def _is_biased(coder: Compressor | RectifiedCoder) -> bool:
+    return isinstance(coder, RectifiedCoder) and coder.needs_means
+
+
+@functools.cache
+def _warn_of_bias() -> None:
+    warnings.warn(
+        "lean with 1 bit has biased gradients: a code says on which side of ReLU a "
+        "value lies and stands for the mean of that side. Take 2 bits or more, in "
+        "bits or layer_bits, for gradients that are right in the mean",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,17 @@ def test_books_hold_codes_and_what_ideas_spare(layer, bits, idea):
 def test_without_must_name_ideas():
     with pytest.raises(ValueError, match=r"ideas of .* got \['magic'\]"):
         LeanRecipe((), 8, without=frozenset({"magic"}))
+
+
+def test_one_bit_warns_of_its_bias_once():
+    lean_module._warn_of_bias.cache_clear()
+    with pytest.warns(UserWarning, match="1 bit has biased gradients.* Take 2 bits"):
+        network("sage", lean(layer_bits=(2, 1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network("sage", lean(1))
+        lean_module._warn_of_bias.cache_clear()
+        network("sage", lean(2))
 
 
 def test_schema_names_the_same_ideas():
