@@ -64,7 +64,7 @@ def fill_defaults(value: Any, schema: Mapping[str, Any]) -> None:
 
 
 def describe_keys(schema: Mapping[str, Any]) -> str:
-    """The schema's keys as a Markdown table, for `config/README.md`."""
+    """The schema's keys as a Markdown table, for the documentation."""
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for path, key in _walk(schema, schema, ""):
         default = "needed" if key["required"] else "none"

@@ -33,6 +33,7 @@ from pipeline_src.gnn.saved import (
 )
 from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.compressor import Compressor
+from pipeline_src.quant.dtypes import as_float32, check_dtype, check_seed
 
 # (name of the activation, its width, may it be projected) -> how it is kept
 Keep = Callable[[str, int, bool], Compressor]
@@ -146,8 +147,8 @@ class GraphNetwork(nn.Module):
         """Build with parameters drawn from torch's global generator.
 
         Raises:
-            ValueError: if layer is unknown, num_layers is below 1, or both keep and
-                lean are given.
+            ValueError: if layer is unknown, num_layers or a width is below 1, or both
+                keep and lean are given.
         """
         super().__init__()
         if layer not in LAYERS:
@@ -157,8 +158,14 @@ class GraphNetwork(nn.Module):
         if keep is not None and lean is not None:
             raise ValueError("keep and lean exclude each other; give one of them")
         widths = [num_features, *[hidden] * (num_layers - 1), num_classes]
+        if min(widths) < 1:
+            raise ValueError(
+                "num_features, hidden and num_classes must be at least 1, got "
+                f"{num_features}, {hidden} and {num_classes}"
+            )
         kind = SageLayer if layer == "sage" else GcnLayer
         self.layer = layer
+        self.num_features = num_features
         self.convolutions = nn.ModuleList(
             kind(num_inputs, num_outputs)
             for num_inputs, num_outputs in itertools.pairwise(widths)
@@ -185,18 +192,25 @@ class GraphNetwork(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (num_nodes, num_features)
+        x: Tensor,  # (num_nodes, num_features) float32 or half
         aggregation: Aggregation,
         seeds: Tensor | None = None,  # (num_seeds,) int32, fresh for each step
     ) -> Tensor:
-        """Logits, (num_nodes, num_classes).
+        """Logits, (num_nodes, num_classes) float32, whatever autocast says.
 
         Raises:
-            ValueError: if activations are to be compressed and seeds are missing, or
-                BatchNorm is to normalise by a single node.
+            ValueError: if activations are to be compressed and seeds are missing, x is
+                not of that shape, or BatchNorm is to normalise by a single node.
+            TypeError: if x, seeds or parameters are of another type.
         """
-        for norm in self._norms():
-            check_batch(norm, x.shape[0])
+        self._check_features(x)
+        x = as_float32(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x, aggregation, seeds)
+
+    def _forward(
+        self, x: Tensor, aggregation: Aggregation, seeds: Tensor | None
+    ) -> Tensor:
         if not self.training or not (self.compressors or self.lean):
             return self._forward_full(x, aggregation)
         if seeds is None or seeds.shape != (self.num_seeds,):
@@ -205,6 +219,7 @@ class GraphNetwork(nn.Module):
                 f"training with compressed activations needs {self.num_seeds} seeds "
                 f"per step (int32, see num_seeds), got {shape}"
             )
+        check_seed(seeds)
         if self.lean is not None:
             return self._forward_lean(x, aggregation, seeds, self.lean)
         return self._forward_compressed(x, aggregation, seeds)
@@ -229,6 +244,17 @@ class GraphNetwork(nn.Module):
                 f"NaN or infinity in the activations {', '.join(bad)}: they cannot be "
                 "quantised. Lower learning_rate or set gradient_clip."
             )
+
+    def _check_features(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"x must be (num_nodes, {self.num_features}) with at least one node, "
+                f"got {tuple(x.shape)}"
+            )
+        for name, parameter in self.named_parameters():
+            check_dtype(parameter, f"parameter {name}", (torch.float32,))
+        for norm in self._norms():
+            check_batch(norm, x.shape[0])
 
     def _layers(self) -> list[SageLayer | GcnLayer]:
         return cast(list[SageLayer | GcnLayer], list(self.convolutions))

@@ -56,6 +56,7 @@ from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.bitmask import pack_mask
 from pipeline_src.quant.blockwise import compress_blocks, decompress_blocks
+from pipeline_src.quant.dtypes import as_float32
 from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 TECHNIQUES = (
@@ -196,11 +197,16 @@ class PygNetwork(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (num_nodes, num_features)
+        x: Tensor,  # (num_nodes, num_features) float32 or half
         aggregation: PygAggregation,
         seeds: Tensor | None = None,  # not used: GraphNetwork takes them here
     ) -> Tensor:
-        """Logits, (num_nodes, num_classes) float32."""
+        """Logits, (num_nodes, num_classes) float32.
+
+        Raises:
+            TypeError: if x is of another type.
+        """
+        x = as_float32(x)
         if not self.training:
             return forward_pass(self, x, aggregation.edges)
         if self.technique in COMPILED:

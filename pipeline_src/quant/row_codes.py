@@ -142,7 +142,8 @@ def unpack_codes(
         return words & 0xFFFF
     shift = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32, device=words.device)
     codes = (words[:, None, :] >> shift[:, None]) & (2**bits - 1)
-    return codes.reshape(words.shape[0], -1)[:, :num_values]
+    per_row = words.shape[1] * (_WORD_BITS // bits)  # not -1: there may be no rows
+    return codes.reshape(words.shape[0], per_row)[:, :num_values]
 
 
 def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> Tensor:

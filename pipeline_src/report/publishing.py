@@ -1,14 +1,17 @@
-"""Figures quoted in the README, copied from files that rules wrote.
+"""Published results, and the tables in the README that are cut out of them.
 
-The README shows tables and figures of published results between marks such as
+`publish` copies what one configuration made to results/published/. The documentation
+includes these files as they are. The README, which nothing builds, shows some rows and
+columns of them between marks such as
 
-    <!-- from results/published/default/accuracy.md -->
+    <!-- from results/published/default/accuracy.md
+         rows: digits | FP32; digits | EXACT
+         columns: graph; method; test accuracy [%] -->
     ...
     <!-- end -->
 
-`publish` copies what one configuration made to results/published/, and writes the
-marked places anew; `marked_places` lets a test compare them with the files. Nothing
-between marks is typed by hand.
+and `publish` writes these places anew. A row is named by any of its cells. Nothing
+between marks is typed by hand; a test fills them again and compares.
 
 Packed features and searches of their bits are also kept as sgquant.csv and
 abs_search.csv. Benchmarks are also kept for each device, by the names of run, table and
@@ -22,35 +25,59 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline_src.records.datasets import read_dataset
 
 _FEATURE_TABLES = ("sgquant.csv", "abs_search.csv")
-_MARKED = re.compile(r"(<!-- from (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(
+    r"(<!-- from (\S+)\s+rows: ([^\n]+)\n\s+columns: ([^\n]+) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
+)
 PUBLISHED = Path("results/published")
 # Words of a GPU's name that tell nothing.
 _MAKERS = {"nvidia", "geforce", "tesla", "quadro", "amd", "radeon", "instinct"}
 
 
-def marked_places(readme: str) -> Iterator[tuple[Path, str]]:
-    """Each marked file and the text that stands for it."""
-    for match in _MARKED.finditer(readme):
-        yield Path(match[2]), match[3]
-
-
 def fill_marked_places(readme: str, root: Path) -> str:
-    """The README with the present content of each marked file.
+    """The README with the present rows and columns of each marked file.
 
     Raises:
         FileNotFoundError: if a marked file does not exist.
+        ValueError: if it has no such column, or not exactly one such row.
     """
 
     def fill(match: re.Match[str]) -> str:
-        return match[1] + (root / match[2]).read_text(encoding="utf-8") + match[4]
+        mark, path, rows, columns, end = match.groups()
+        table = (root / path).read_text(encoding="utf-8")
+        return mark + _cut_out(table, _names(rows), _names(columns), path) + end
 
     return _MARKED.sub(fill, readme)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(";")]
+
+
+def _cut_out(markdown: str, rows: list[str], columns: list[str], path: str) -> str:
+    """Some rows and columns of a Markdown table, in the order asked for."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    header, rule, *body = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines
+    ]
+    if missing := [name for name in columns if name not in header]:
+        raise ValueError(f"{path} has no columns {missing}; it has {header}")
+    chosen = [header, rule]
+    for row in rows:
+        wanted = {name.strip() for name in row.split("|")}
+        found = [cells for cells in body if wanted <= set(cells)]
+        if len(found) != 1:
+            raise ValueError(f"{path}: expected one row {row!r}, got {len(found)}")
+        chosen += found
+    places = [header.index(name) for name in columns]
+    return "".join(
+        f"| {' | '.join(cells[place] for place in places)} |\n" for cells in chosen
+    )
 
 
 def publish(run: str, root: Path) -> list[Path]:

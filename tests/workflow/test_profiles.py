@@ -127,5 +127,5 @@ def test_places_on_a_gpu_are_limited_on_one_node_alone():
 
 
 def test_every_profile_is_described():
-    text = (ROOT / "profiles" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "cluster.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.M)) == set(PROFILES)

@@ -1,4 +1,4 @@
-"""What runs again after a change: the README's table, each row tried.
+"""What runs again after a change: the table of the documentation, each row tried.
 
 On the copy `finished` (conftest.py), whose scripts compute nothing but keep the imports
 of the originals, so that Snakemake plans as ever.
@@ -13,7 +13,7 @@ import pytest
 from checkouts import planned
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "reruns.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.slow
 
 
@@ -131,8 +131,8 @@ CHANGES = {
 
 
 def table():
-    """First column -> rules, of the table below its heading in the README."""
-    text = README.partition("What runs again when something changes:")[2]
+    """First column -> rules, of the table on its page."""
+    text = PAGE.partition("What runs again when something changes:")[2]
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", text.partition("\n## ")[0], re.M)
     (every,) = re.findall(r"\*results\* stands for ([^.]+)\.", text)
     results = set(re.findall(r"`(\w+)`", every))
@@ -148,7 +148,7 @@ def test_every_row_is_tried():
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_the_readme_says_runs_again(finished, tmp_path, change):
+def test_what_the_page_says_runs_again(finished, tmp_path, change):
     how, *words = (
         CHANGES[change] if type(CHANGES[change]) is tuple else [CHANGES[change]]
     )
