@@ -230,7 +230,7 @@ class GraphNetwork(nn.Module):
         return len(self.activation_names)
 
     def check_finite(self) -> None:
-        """Raise if an activation of any step so far held NaN or infinity.
+        """Raise if an activation of any step so far cannot be read as finite numbers.
 
         Waits for the device, so call it between epochs, not within one.
 
@@ -241,8 +241,9 @@ class GraphNetwork(nn.Module):
         names = zip(self.activation_names, flags, strict=True)
         if bad := [name for name, is_finite in names if not is_finite]:
             raise FloatingPointError(
-                f"NaN or infinity in the activations {', '.join(bad)}: they cannot be "
-                "quantised. Lower learning_rate or set gradient_clip."
+                f"NaN or infinity in the activations {', '.join(bad)}, or a range that "
+                "float32 cannot hold: they cannot be quantised. Lower learning_rate or "
+                "set gradient_clip."
             )
 
     def _check_features(self, x: Tensor) -> None:

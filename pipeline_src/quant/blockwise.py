@@ -41,7 +41,9 @@ PACKABLE_BITS = (1, 2, 4, 8)
 _WORD_BITS = 8
 _LOW_HALF = 0xFFFF  # the bits of a float32 that bfloat16 drops
 _HIGH_HALF = -0x10000
-# A scale below this has no float32 reciprocal; such a block takes code 0.
+# Below this scale a small part of a bin is a subnormal number, which a device may take
+# for 0, and rounding would be biased. Such a block takes code 0: it decodes to its zero
+# point, which errs by less than 2**bits times this.
 _SMALLEST_SCALE = 2.0**-120
 # Up to here a table of edges is searched by comparing with each of them.
 _MAX_COMPARED_LEVELS = 16

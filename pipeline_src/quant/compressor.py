@@ -101,8 +101,16 @@ class CompressedActivation:
 
     @property
     def is_finite(self) -> Tensor:
-        """() bool on the device, False where the activation held NaN or infinity."""
-        return torch.isfinite(self.tensors[-2]).all()
+        """() bool on the device, False where decoding gives NaN or infinity.
+
+        So it does where the activation held either, and where a block's range, rounded
+        outwards, is more than float32 can hold.
+        """
+        if self.compressor.bits == 32:
+            return torch.isfinite(self.tensors[0]).all()
+        _, zero_point, scale, _ = self.tensors
+        reach = scale.to(torch.float32) * (2**self.compressor.bits - 1)
+        return torch.isfinite(zero_point.to(torch.float32) + reach).all()
 
     def read(self, tensors: tuple[Tensor, ...]) -> "CompressedActivation":
         """The same activation around tensors that autograd has handed back."""

@@ -155,7 +155,8 @@ class FeatureStore:
     ) -> "FeatureStore":
         """Round rows to nearest and pack them.
 
-        NaN or infinity in a range makes all rows of that range NaN when read.
+        NaN or infinity in a range, or a range that float32 cannot hold, makes all
+        rows of that range NaN when read.
 
         Raises:
             ValueError: if bits cannot be stored or are not one per group, or x has no

@@ -64,7 +64,7 @@ def pack_segments(
     """Round to nearest and pack; a constant that metadata holds decodes exactly.
 
     With a shared range (smallest, largest) all segments use it, and values beyond are
-    clipped.
+    clipped. A range that is not finite, or that float32 cannot hold, is read as NaN.
 
     Raises:
         TypeError: if values are of another type.

@@ -45,7 +45,8 @@ class MethodSpec:
     name: str
     label: str  # as figures and tables print it
     # "full": all that PyTorch keeps; "exact": the published layout; "lean": codes of
-    # hidden layers and nothing else (gnn/lean.py); "pyg": PyTorch Geometric's layers
+    # hidden layers with their ends and statistics (gnn/lean.py); "pyg": PyTorch
+    # Geometric's layers
     # with one of PyTorch's own ways to save memory (gnn/pyg_network.py)
     policy: str
     bits: int = 32  # of one code; 32 means not compressed
