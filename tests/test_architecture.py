@@ -78,7 +78,11 @@ PACKAGES: dict[str, set[str]] = {
     "laws.truncated_normal": NUMBERS,
     "search": TABLES | {"sklearn"},
     "search.space": NUMBERS,
-    "gnn": {"torch", "torch_geometric"} | NUMBERS,
+    "gnn": {"torch"} | NUMBERS,
+    "gnn.attention": {"torch", "torch_geometric"},
+    "gnn.pyg": {"torch", "torch_geometric"},
+    "gnn.pyg.technique": set(),  # importing PyTorch Geometric takes seconds
+    "gnn.shape": set(),
     "gnn.feature_bits": {"torch"},
     "training": {"torch", "psutil"} | TABLES,
     "training.spec": set(),
@@ -125,6 +129,8 @@ STRICTER: dict[str, set[str]] = {
     },
     "gnn": {"gnn", "graphs", "quant"},
     "gnn.feature_bits": {"quant.feature_store"},
+    "gnn.pyg.technique": set(),
+    "gnn.shape": set(),
     # It is in every job: whatever it imported, every job would import and depend on.
     "records.job_log": {"records.devices", "records.versions"},
     "records.datasets": {"records.versions", "records.whole_files"},
