@@ -418,6 +418,10 @@ def test_the_table_of_keys_has_a_row_for_each():
             "rows_per_block: expected a multiple of 4, .* got 6",
         ),
         (
+            {"bits": 2, "rows_per_block": 8, "boundaries": "clipped_normal"},
+            "boundaries: the codes of lean have no fixed edges .* leave it out",
+        ),
+        (
             {"bits": 8, "projection_ratio": 2},
             "projection_ratio: lean keeps nothing that could be projected",
         ),
