@@ -109,6 +109,7 @@ PACKAGES: dict[str, set[str]] = {
     "settings.rounds": TABLES,
     "settings.choice": TABLES,
     "report": {"jinja2"} | TABLES,
+    "report.markdown": set(),
     "report.figures": PICTURES,
     "report.drawing": PICTURES,
     "configuration": LIGHT,
@@ -164,8 +165,8 @@ STRICTER: dict[str, set[str]] = {
         *("settings.plans", "settings.rounds", "settings.space"),
         *("search.result", "records.datasets"),
     },
-    "report": {"records.datasets"},
-    "report.tables": {"report.tables"},
+    "report": {"records.datasets", "report.markdown"},
+    "report.tables": {"report.tables", "report.markdown"},
     "report.tables.byte_books": {
         *("report.tables", "measuring.byte_books", "training.spec", "graphs.sizes")
     },
@@ -174,6 +175,7 @@ STRICTER: dict[str, set[str]] = {
     # Every start of Snakemake imports it.
     "configuration": {
         *("configuration", "features.plans", "settings.plans", "settings.checks"),
+        "graphs.fetching",  # what a mirror can be
         "training.spec",
     },
 }
