@@ -117,7 +117,7 @@ def _blockwise() -> Iterator[Case]:
     for block in (252, 2048):
         title = f"compress 2 bits block {block}"
         yield Case(title, "blockwise._compress", _compress(2, block, False), **_FLAT)
-    yield Case("row keys", "noise.row_keys", _compress(2, EVEN_BLOCK, False), **_FLAT)
+    yield Case("row keys", "noise._keys", _compress(2, EVEN_BLOCK, False), **_FLAT)
 
 
 # --- rectified ------------------------------------------------------------------------

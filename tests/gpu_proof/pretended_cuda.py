@@ -219,8 +219,10 @@ def clones_of(tree: Any) -> Any:
     def clone(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        copy = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
-        return copy.copy_(leaf)
+        # What is expanded is copied once, and expanded again.
+        once = leaf[tuple(slice(1) if s == 0 else slice(None) for s in leaf.stride())]
+        copy = torch.empty_strided(once.shape, leaf.stride(), dtype=leaf.dtype)
+        return copy.copy_(once).expand(leaf.shape)
 
     return pytree.tree_map(clone, tree)
 

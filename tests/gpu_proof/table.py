@@ -107,6 +107,11 @@ def broken_laws(one: dict[str, Any]) -> list[str]:
             if "fault" in code[device]:
                 fault = code[device]["fault"]
                 broken.append(f"{name}: {kernel} does not compile, {device}: {fault}")
+            elif code[device].get("unlike_eager", 0):
+                broken.append(
+                    f"{name}: {kernel} rounds unlike plain operations on {device}, in "
+                    f"{code[device]['unlike_eager']} instructions"
+                )
     most_launches = MOST_LAUNCHES.get(one["kernel"], 1)
     most_bytes = MOST_BYTES.get(one["kernel"], _MOST_BYTES_ELSEWHERE)
     for row in rows_of([one]):
