@@ -1,5 +1,5 @@
 # The environment and the workflow, for a laptop or a node with NVIDIA's driver: the wheel
-# of torch brings CUDA itself. README.md, section "Install", says how to run it.
+# of torch brings CUDA itself. docs/how-to/install.md says how to run it.
 FROM python:3.11-slim-bookworm
 
 # Kernels are compiled where that pays.
@@ -10,20 +10,20 @@ RUN apt-get update \
 WORKDIR /pipeline
 
 # Packages before sources: an edit of the library installs nothing again.
-COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /tmp/pins.txt \
+COPY environment.yml ./
+RUN sed -n 's/^ *- \([a-z0-9-]*==.*\)/\1/p' environment.yml > /tmp/pins.txt \
     && pip install --no-cache-dir --requirement /tmp/pins.txt \
     && rm /tmp/pins.txt
 
 RUN useradd --create-home --uid 1000 runner && chown runner /pipeline
-COPY --chown=runner Snakefile environment.yml LICENSE ./
+COPY --chown=runner Snakefile LICENSE ./
 COPY --chown=runner profiles ./profiles
 COPY --chown=runner config ./config
 COPY --chown=runner workflow ./workflow
 COPY --chown=runner pipeline_src ./pipeline_src
 
-# Caches in a place that any user may write to, as with --user.
-ENV XDG_CACHE_HOME=/tmp/cache MPLCONFIGDIR=/tmp/matplotlib
+# A home and caches in a place that any user may write to, as with --user.
+ENV XDG_CACHE_HOME=/tmp/cache HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
 USER runner
 ENTRYPOINT ["snakemake"]
 CMD ["--cores", "all"]

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from pipeline_src.gnn.graphs import Adjacency, Graph, adjacency_from_edges
-from pipeline_src.gnn.splits import stratified_split
+from pipeline_src.graphs.graph import Adjacency, Graph, adjacency_from_edges
+from pipeline_src.graphs.splits import stratified_split
 
 
 @st.composite

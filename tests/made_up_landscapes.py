@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline_src.experiment.search_space import Configuration, SearchSpace, Variable
+from pipeline_src.search.space import Configuration, SearchSpace, Variable
 
 BITS = (2, 4, 8)
 NUM_VARIABLES = 9

@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.stats
 
-from pipeline_src.experiment import cells
+from pipeline_src.laws import cells
 from pipeline_src.quant.boundaries import ClippedNormal
 
 NUM_BINS = 3

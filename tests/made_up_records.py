@@ -7,8 +7,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from pipeline_src.experiment.collecting import collect_runs
-from pipeline_src.experiment.records import (
+from pipeline_src.collecting.runs import collect_runs
+from pipeline_src.records.datasets import (
     describe_provenance,
     measurement_record,
     run_record,

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from pipeline_src.experiment.activation_evaluation import evaluate_settings
-from pipeline_src.experiment.activation_plans import FULL, ActivationSearch
-from pipeline_src.experiment.activation_space import setting_text
-from pipeline_src.experiment.spec import ModelSpec, RunSpec, TrainingSpec
-from pipeline_src.gnn.embedded_graphs import synthetic_graph
+from pipeline_src.graphs.embedded import synthetic_graph
+from pipeline_src.settings.evaluation import evaluate_settings
+from pipeline_src.settings.plans import FULL, ActivationSearch
+from pipeline_src.settings.space import setting_text
+from pipeline_src.training.spec import ModelSpec, RunSpec, TrainingSpec
 
 GRAPH = synthetic_graph(203, num_edges=1600, num_features=20, num_classes=4, seed=1)
 MODEL = ModelSpec("sage-3x8", "sage", 3, 8, 0.5, True)

@@ -1,4 +1,4 @@
-"""Made-up raw files in the published layouts, small and from a seed."""
+"""Raw files: made up in the published layouts, small and from a seed; or real ones."""
 
 import gzip
 import json
@@ -7,7 +7,17 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pytest
 import scipy.sparse as sp
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def published(source: str) -> Path:
+    """The real raw files, where a folder of them lies beside the repository."""
+    if not (PUBLISHED / source / "raw").is_dir():
+        pytest.skip(f"no real files of {source} in ../shared/data")
+    return PUBLISHED / source
 
 
 def write_planetoid(folder: Path, name: str, gaps: int = 0) -> None:

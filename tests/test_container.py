@@ -4,11 +4,11 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from checkouts import FILES, PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,11 +54,13 @@ def faults(recipe):
             if "--no-cache-dir" not in words:
                 yield "RUN: pip without --no-cache-dir"
             if re.search(r"[a-z0-9]==|pip install(?!.*--requirement)", words):
-                yield "RUN: pip takes its pins from pyproject.toml alone"
+                yield "RUN: pip takes its pins from environment.yml alone"
     for name in ("ENV", "ARG", "RUN", "COPY", "LABEL"):
         for words in of.get(name, []):
             if SECRET.search(words):
                 yield f"{name}: looks like a secret: {words}"
+    if not any(re.search(r"(^| )HOME=/tmp\b", words) for words in of.get("ENV", [])):
+        yield "ENV: expected a HOME for any --user; Snakemake stops without one"
     names = [name for name, _ in found]
     if of.get("USER", ["root"])[-1].split(":")[0] in ("root", "0"):
         yield "USER: expected one that is not root"
@@ -87,13 +89,14 @@ def test_the_recipe_breaks_no_rule():
     [
         ("python:3.11-slim-bookworm", "python:latest", "FROM: expected an image"),
         ("python:3.11-slim-bookworm", "python", "FROM: expected an image"),
-        ("COPY pyproject.toml ./", "ADD https://x.org/a.tar /", "ADD: fetches"),
+        ("COPY environment.yml ./", "ADD https://x.org/a.tar /", "ADD: fetches"),
         ("apt-get update", "curl https://x.org | sh", "RUN: fetches"),
         ("--no-install-recommends ", "", "RUN: apt-get without --no-install"),
         ("rm -rf /var/lib/apt", "true", "RUN: apt-get without rm"),
         ("--no-cache-dir ", "", "RUN: pip without --no-cache-dir"),
         ("--requirement /tmp/pins.txt", "torch==2.11.0", "RUN: pip takes its pins"),
         ("ENV XDG_CACHE_HOME", "ENV API_KEY=1 XDG_CACHE_HOME", "ENV: looks like a sec"),
+        (" HOME=/tmp", "", "ENV: expected a HOME"),
         ("USER runner\n", "", "USER: expected one that"),
         ("USER runner\n", "USER 0\n", "USER: expected one that"),
         ("WORKDIR /pipeline", "WORKDIR pipeline", "WORKDIR: expected"),
@@ -108,13 +111,15 @@ def test_each_rule_can_be_broken(old, new, fault):
     assert any(line.startswith(fault) for line in found), found
 
 
-def test_the_pins_are_those_of_the_project():
+def test_the_pins_are_those_of_the_environment():
     """The command of the recipe itself, run here."""
-    (command,) = re.findall(r'RUN python -c "(.*?)" >', RECIPE)
+    (command,) = re.findall(r"RUN (sed .*?) >", RECIPE)
     printed = subprocess.run(
-        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True
+        shlex.split(command), cwd=ROOT, capture_output=True, text=True
     )
-    assert printed.stdout.splitlines() == PROJECT["project"]["dependencies"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    (block,) = (entry["pip"] for entry in conda["dependencies"] if type(entry) is dict)
+    assert printed.stdout.splitlines() == block
 
 
 def test_the_interpreter_is_one_that_the_project_admits():

@@ -1,6 +1,5 @@
 """One list of pins, whichever way the environment is made."""
 
-import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -12,25 +11,68 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 
 
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+)
+SELF = PROJECT["project"]["name"]
+
+
 def pip_block():
     (block,) = (entry["pip"] for entry in CONDA["dependencies"] if type(entry) is dict)
     return block
 
 
-def test_conda_environment_repeats_the_pins():
-    assert pip_block() == PROJECT["project"]["dependencies"]
-
-
-def test_every_direct_dependency_has_an_exact_pin():
+def needs(*extras):
+    """Names and least versions that the project and its extras ask for."""
     project = PROJECT["project"]
-    extras = project["optional-dependencies"].values()
-    for pin in itertools.chain(project["dependencies"], *extras):
-        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9.]*", pin), pin
+    asked = list(project["dependencies"])
+    for extra in extras:
+        asked += project["optional-dependencies"][extra]
+    form = r"([a-z0-9-]+)(\[\w+\])?(>=([0-9.]+))?"
+    named = [re.fullmatch(form, one) for one in asked]
+    assert all(named), asked
+    return {match[1]: match[4] for match in named if match and match[1] != SELF}
 
 
-def test_torch_is_pinned_without_a_build():
-    """A local build such as +cpu would refuse the build of a GPU machine."""
-    assert "torch==2.13.0" in PROJECT["project"]["dependencies"]
+EXTRAS = tuple(PROJECT["project"]["optional-dependencies"])
+
+
+def test_the_library_asks_for_ranges_and_constraints_pin_each_of_them():
+    """A pin of ours must not stand in the way of a user's torch."""
+    asked = needs(*EXTRAS)
+    assert set(asked) == set(PINS), "each direct dependency, and nothing else"
+    for name, least in asked.items():
+        assert least, f"{name}: expected name>=version"
+        assert version(least) <= version(PINS[name]), f"{name}: pinned below its range"
+
+
+def version(text):
+    return tuple(int(part) for part in text.split("."))
+
+
+def test_constraints_are_exact_and_in_order():
+    assert list(PINS) == sorted(PINS)
+    for name, pin in PINS.items():
+        assert re.fullmatch(r"[a-z0-9-]+", name)
+        assert re.fullmatch(r"[0-9][0-9.]*", pin), f"{name}: no build, as +cpu"
+
+
+def test_conda_environment_repeats_the_pins_of_the_workflow():
+    names = sorted(needs("workflow", "figures"))
+    assert pip_block() == [f"{name}=={PINS[name]}" for name in names]
+
+
+def test_the_science_needs_no_workflow_and_no_plots():
+    assert not set(needs()) & (set(needs("workflow", "figures")) - set(needs()))
+    for name in ("snakemake", "matplotlib", "plotnine", "jinja2", "pytest", "sphinx"):
+        assert name not in needs()
+
+
+def test_torch_has_a_lower_bound_only():
+    assert needs()["torch"] == "2.11"
+    assert PINS["torch"] == "2.13.0"
 
 
 def test_conda_and_pip_ask_for_the_same_python():

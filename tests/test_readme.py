@@ -1,4 +1,4 @@
-"""The README shows what rules wrote, and its code runs."""
+"""README and documentation: short, whole, from files that rules wrote, and runnable."""
 
 import csv
 import re
@@ -7,32 +7,84 @@ from pathlib import Path
 import pytest
 from made_up_records import made_up_benchmark
 
-from pipeline_src.experiment.collecting import collect_runs
-from pipeline_src.experiment.publishing import (
-    fill_marked_places,
-    marked_places,
-    publish,
-)
-from pipeline_src.experiment.records import write_dataset
-from pipeline_src.experiment.tables.table import to_csv
-from pipeline_src.experiment.tables.training import training_table
+from pipeline_src.collecting.runs import collect_runs
+from pipeline_src.records.datasets import write_dataset
+from pipeline_src.report.publishing import fill_marked_places, publish
+from pipeline_src.report.tables.table import to_csv
+from pipeline_src.report.tables.training import training_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(path for path in ROOT.glob("docs/**/*.md") if "_build" not in path.parts)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
 
-def test_tables_are_those_of_the_published_files():
-    places = list(marked_places(README))
-    assert len(places) >= 4
-    for path, shown in places:
-        assert shown == (ROOT / path).read_text(encoding="utf-8"), path
+def test_the_readme_is_read_in_four_minutes():
+    assert len(README.split()) <= 1000
 
 
-def test_pictures_and_links_lead_to_files():
-    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert targets
+def test_tables_of_the_readme_are_cut_out_of_published_files():
+    assert README.count("<!-- from ") == README.count("<!-- end -->") >= 1
+    assert fill_marked_places(README, ROOT) == README
+
+
+def test_a_table_that_was_typed_by_hand_is_noticed():
+    number = re.search(r"\| lean INT2 \| (\S+) \|", README)[1]
+    typed = README.replace(f"| lean INT2 | {number} |", "| lean INT2 | 1.00 |")
+    assert fill_marked_places(typed, ROOT) == README != typed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("columns: method;", "columns: methods;", "has no columns .'methods'."),
+        ("arxiv_shape | EXACT", "arxiv_shape | INEXACT", "one row .*, got 0"),
+        ("arxiv_shape | EXACT", "arxiv_shape", "expected one row .*, got [1-9]"),
+    ],
+)
+def test_what_a_published_file_does_not_hold_is_refused(old, new, message):
+    assert old in README
+    with pytest.raises(ValueError, match=message):
+        fill_marked_places(README.replace(old, new), ROOT)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem
+)
+def test_pictures_links_and_included_files_are_there(page):
+    """Also where no site is built; `make docs` asks for headings as well."""
+    text = page.read_text(encoding="utf-8")
+    targets = LINK.findall(text) + re.findall(r"^:::\{include\} (\S+)", text, re.M)
     for target in targets:
-        assert (ROOT / target).exists(), target
+        assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_reached_from_the_first():
+    """The site's builder says so too; this needs none."""
+    first = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^([a-z-]+/[a-z-_]+)$", first, re.M)
+    assert {f"docs/{name}.md" for name in [*listed, "index"]} == {
+        path.relative_to(ROOT).as_posix() for path in PAGES
+    }
+
+
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.stem
+)
+def test_code_of_the_documentation_runs(page, tmp_path, monkeypatch):
+    """A page from top to bottom, beside a dataset such as the default run leaves."""
+    folder = tmp_path / "results" / "default"
+    folder.mkdir(parents=True)
+    write_dataset(made_up_benchmark(), tmp_path / "m.nc")
+    write_dataset(collect_runs([], [tmp_path / "m.nc"]), folder / "runs.nc")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in python_blocks(page):
+        exec(compile(block, page.name, "exec"), space)
 
 
 def test_the_count_of_faults_is_that_of_the_published_table():
@@ -45,7 +97,8 @@ def test_the_count_of_faults_is_that_of_the_published_table():
     assert sorted(row["fault"] for row in rows) == sorted(counted)
     assert {row["lost_results"] for row in rows} == {"0"}
     trials = sum(int(row["trials"]) for row in rows)
-    words = " ".join(README.split())
+    page = ROOT / "docs" / "how-to" / "troubleshooting.md"
+    words = " ".join(page.read_text(encoding="utf-8").split())
     assert f"did {trials} faults of {len(rows)} kinds, and no run was lost" in words
 
 
@@ -53,6 +106,7 @@ def test_example_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     accuracy, memory = re.findall(r"\[(.*?)\]", capsys.readouterr().out, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
     assert all(float(value) > 0.9 for value in accuracy.split())
     assert len(set(memory.split())) == 1
 
@@ -61,13 +115,19 @@ def test_publishing_copies_files_and_fills_the_marks(tmp_path):
     run = tmp_path / "results" / "mine"
     (run / "tables").mkdir(parents=True)
     (run / "figures").mkdir()
-    (run / "tables" / "accuracy.md").write_text("| 97.5 |\n")
+    (run / "tables" / "accuracy.md").write_text(
+        "| method | seeds | test [%] |\n| --- | ---: | ---: |\n"
+        "| FP32 | 5 | 98.1 |\n| EXACT | 5 | 97.5 |\n"
+    )
     (run / "tables" / "accuracy.csv").write_text("accuracy\n97.5\n")
     (run / "tables" / "ablation.md").write_text("(not measured)\n")
     (run / "tables" / "ablation.csv").write_text("label,peak\n")
     (run / "figures" / "curves.png").write_bytes(b"png")
     (run / "report.html").write_text("report")
-    mark = "<!-- from results/published/mine/accuracy.md -->\n"
+    mark = (
+        "<!-- from results/published/mine/accuracy.md\n"
+        "     rows: EXACT\n     columns: test [%]; method -->\n"
+    )
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{mark}| 1.0 |\n<!-- end -->\nafter\n")
     (old := tmp_path / "results/published/mine").mkdir(parents=True)
@@ -75,7 +135,8 @@ def test_publishing_copies_files_and_fills_the_marks(tmp_path):
     publish("mine", tmp_path)
     names = {path.name for path in old.iterdir()}
     assert names == {"accuracy.md", "accuracy.csv", "curves.png"}
-    assert readme.read_text() == f"before\n{mark}| 97.5 |\n<!-- end -->\nafter\n"
+    cut = "| test [%] | method |\n| ---: | --- |\n| 97.5 | EXACT |\n"
+    assert readme.read_text() == f"before\n{mark}{cut}<!-- end -->\nafter\n"
     assert (tmp_path / "results/published/mine/curves.png").read_bytes() == b"png"
     assert fill_marked_places(readme.read_text(), tmp_path) == readme.read_text()
 

@@ -1,1 +1,1 @@
-"""Graphs, and networks that keep compressed activations for backward."""
+"""Networks and operations that keep compressed activations for backward."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline_src.gnn.graphs import Adjacency
+from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.references import Reference, watch
 
 

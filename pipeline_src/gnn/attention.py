@@ -38,7 +38,7 @@ from torch_geometric.utils import softmax
 from pipeline_src.gnn.feature_bits import ElementCount
 from pipeline_src.gnn.message_plan import MessagePlan, Run
 from pipeline_src.gnn.quantized_points import QuantizedPoints
-from pipeline_src.gnn.sparse_features import SparseFeatures
+from pipeline_src.graphs.sparse_features import SparseFeatures
 from pipeline_src.quant.feature_store import FeatureStore
 from pipeline_src.quant.references import check_unchanged
 

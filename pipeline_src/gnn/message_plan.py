@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pipeline_src.gnn.aggregation import Aggregation, gcn_aggregation
-from pipeline_src.gnn.edges import rows_from_edges
 from pipeline_src.gnn.feature_bits import FeatureBits
-from pipeline_src.gnn.graphs import Adjacency
+from pipeline_src.graphs.edges import rows_from_edges
+from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.feature_store import FeatureStore, RowGroups
 
 # Floats gathered at a time: 1 MiB, small beside stores worth packing. A GPU with room

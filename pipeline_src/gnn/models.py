@@ -22,7 +22,6 @@ from pipeline_src.gnn.aggregation import (
     mean_aggregation,
 )
 from pipeline_src.gnn.batch_norm import BatchNorm, check_batch
-from pipeline_src.gnn.graphs import Adjacency
 from pipeline_src.gnn.lean import LeanLayer, LeanNetwork, LeanRecipe
 from pipeline_src.gnn.saved import (
     Aggregate,
@@ -32,6 +31,7 @@ from pipeline_src.gnn.saved import (
     ReluWithBitMask,
     SageConvolution,
 )
+from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.compressor import Compressor
 
 # (name of the activation, its width, may it be projected) -> how it is kept

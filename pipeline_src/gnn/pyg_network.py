@@ -52,8 +52,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torch_geometric.nn import GCNConv, SAGEConv
 
 from pipeline_src.gnn.aggregation import gcn_aggregation, mean_aggregation
-from pipeline_src.gnn.graphs import Adjacency
 from pipeline_src.gnn.models import GraphNetwork
+from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.bitmask import pack_mask
 from pipeline_src.quant.blockwise import compress_blocks, decompress_blocks
 from pipeline_src.quant.references import Reference, check_unchanged, watch

@@ -89,7 +89,7 @@ class CompressedActivation:
 
     @property
     def is_finite(self) -> Tensor:
-        """() bool on the device: False where the activation held NaN or infinity."""
+        """() bool on the device, False where the activation held NaN or infinity."""
         return torch.isfinite(self.tensors[-2]).all()
 
     def read(self, tensors: tuple[Tensor, ...]) -> "CompressedActivation":

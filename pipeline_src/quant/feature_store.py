@@ -195,7 +195,7 @@ class FeatureStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes kept: words, padding, zero points, scales, positions."""
+        """Bytes of words, padding, zero points, scales, positions."""
         index = 0 if self.position is None else self.position.nbytes
         return index + sum(part.nbytes for part in self.parts)
 

@@ -31,11 +31,11 @@ import numpy as np
 import torch
 import yaml
 
-from pipeline_src.experiment.configuration import checked_configuration, read_schema
-from pipeline_src.experiment.plans import run_specs
-from pipeline_src.experiment.records import read_dataset
-from pipeline_src.experiment.trainer import Trainer
-from pipeline_src.gnn.embedded_graphs import digits_graph
+from pipeline_src.configuration.checks import checked_configuration, read_schema
+from pipeline_src.configuration.plans import run_specs
+from pipeline_src.graphs.embedded import digits_graph
+from pipeline_src.records.datasets import read_dataset
+from pipeline_src.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "results" / "published" / "orchestration.csv"

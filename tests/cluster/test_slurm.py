@@ -24,7 +24,7 @@ import pytest
 import xarray as xr
 import yaml
 
-from pipeline_src.experiment.records import read_dataset
+from pipeline_src.records.datasets import read_dataset
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -411,7 +411,7 @@ def test_a_killed_job_goes_on_after_its_last_finished_seed(undisturbed, folder):
 
 
 def test_a_killed_head_loses_nothing(undisturbed, folder):
-    """As profiles/README.md says: cancel, start again."""
+    """As docs/how-to/cluster.md says: cancel, start again."""
     (folder / ONE_SEED).unlink()
     (folder / THREE_SEEDS).unlink()
     with started(folder, "--until=train_run") as head, held(folder, THREE_SEEDS):

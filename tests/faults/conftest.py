@@ -17,7 +17,7 @@ import yaml
 from checkouts import ROOT
 from workplace import COLLECTED, TINY, checkout
 
-from pipeline_src.experiment.versions import package_versions
+from pipeline_src.records.versions import package_versions
 
 TABLE = ROOT / "results" / "published" / "faults.csv"
 COUNTS = pytest.StashKey[dict[str, Counter]]()

@@ -17,11 +17,11 @@ from workplace import (
     without_times,
 )
 
-from pipeline_src.experiment.records import read_dataset
+from pipeline_src.records.datasets import read_dataset
 
 pytestmark = pytest.mark.slow  # a dozen starts of Snakemake
 DAY = 24 * 60 * 60  # seconds
-SOURCE = "pipeline_src/gnn/splits.py"
+SOURCE = "pipeline_src/graphs/splits.py"
 
 
 def date(workplace, seconds, *parts):

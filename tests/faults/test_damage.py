@@ -17,8 +17,8 @@ from workplace import (
     lost_results,
 )
 
-from pipeline_src.experiment.parts import parts_folder, read_part
-from pipeline_src.experiment.records import read_dataset, write_dataset
+from pipeline_src.records.datasets import read_dataset, write_dataset
+from pipeline_src.records.parts import parts_folder, read_part
 
 FLIPS = 200
 

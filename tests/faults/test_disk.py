@@ -7,11 +7,11 @@ import torch
 import xarray as xr
 from workplace import COLLECTED, FP32, LEAN, copy_of, lost_results
 
-from pipeline_src.experiment.records import write_dataset
-from pipeline_src.gnn.embedded_graphs import digits_graph
-from pipeline_src.gnn.fetching import FetchError, fetch_graph
-from pipeline_src.gnn.graph_files import write_graph
-from pipeline_src.whole_files import write_whole
+from pipeline_src.graphs.embedded import digits_graph
+from pipeline_src.graphs.fetching import FetchError, fetch_graph
+from pipeline_src.graphs.files import write_graph
+from pipeline_src.records.datasets import write_dataset
+from pipeline_src.records.whole_files import write_whole
 
 FULL = "No space left on device"
 

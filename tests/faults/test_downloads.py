@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from workplace import wait_for
 
-from pipeline_src.gnn.fetching import FetchError, fetch_graph
+from pipeline_src.graphs.fetching import FetchError, fetch_graph
 
 FILE = "amazon_electronics_photo.npz"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from workplace import FP32, LEAN, TINY, Workplace, copy_of, lost_results
 
-from pipeline_src.experiment.job_log import explain, job_log
+from pipeline_src.records.job_log import explain, job_log
 
 WILD = """
   wild: {layer: sage, num_layers: 16, hidden: 8, batch_norm: false}

@@ -23,8 +23,8 @@ from workplace import (
     wait_for,
 )
 
-from pipeline_src.experiment.parts import read_part
-from pipeline_src.experiment.records import read_dataset, write_dataset
+from pipeline_src.records.datasets import read_dataset, write_dataset
+from pipeline_src.records.parts import read_part
 
 MANY_SEEDS = TINY.replace("seeds: 2", "seeds: 16\n    seeds_per_job: 16")
 

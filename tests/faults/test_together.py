@@ -6,7 +6,7 @@ import signal
 import pytest
 from workplace import COLLECTED, FP32, LEAN, copy_of, kill, lost_results, wait_for
 
-from pipeline_src.experiment.claims import ClaimedError, claim, holder_of
+from pipeline_src.records.claims import ClaimedError, claim, holder_of
 
 
 def test_a_second_start_on_the_same_results_is_refused_with_the_way_out(

@@ -10,8 +10,8 @@ from pathlib import Path
 import xarray as xr
 from checkouts import BIN, copy_repository, planned
 
-from pipeline_src.experiment.parts import read_part
-from pipeline_src.experiment.records import read_dataset
+from pipeline_src.records.datasets import read_dataset
+from pipeline_src.records.parts import read_part
 
 RESULTS = Path("results/tiny")
 TINY = """

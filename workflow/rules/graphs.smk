@@ -1,4 +1,4 @@
-from pipeline_src.gnn.raw_sources import RAW_SOURCES
+from pipeline_src.graphs.raw_sources import RAW_SOURCES
 
 # Where a graph's raw files lie; embedded and synthetic graphs have none.
 RAW_FOLDERS = {

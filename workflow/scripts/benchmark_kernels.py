@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.kernel_benchmark import benchmark_kernels
-from pipeline_src.experiment.records import write_dataset
-from pipeline_src.experiment.spec import source_digest
+from pipeline_src.measuring.kernels import benchmark_kernels
+from pipeline_src.records.datasets import write_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.training.spec import source_digest
 
 
 def main(

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.measuring import measure_runs
-from pipeline_src.experiment.records import write_dataset
-from pipeline_src.experiment.solved_boundaries import read_boundaries
-from pipeline_src.experiment.spec import RunSpec, source_digest
-from pipeline_src.gnn.graph_files import read_graph
+from pipeline_src.graphs.files import read_graph
+from pipeline_src.laws.solved_boundaries import read_boundaries
+from pipeline_src.measuring.runs import measure_runs
+from pipeline_src.records.datasets import write_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.training.spec import RunSpec, source_digest
 
 
 def main(

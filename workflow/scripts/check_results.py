@@ -4,14 +4,15 @@ import logging
 import sys
 from pathlib import Path
 
-from pipeline_src.experiment import checks, records
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.mixed_versions import mixed_versions
-from pipeline_src.whole_files import write_whole
+from pipeline_src.collecting import checks
+from pipeline_src.collecting.mixed_versions import mixed_versions
+from pipeline_src.records import datasets
+from pipeline_src.records.job_log import job_log
+from pipeline_src.records.whole_files import write_whole
 
 
 def main(runs_path: Path, report_path: Path) -> None:
-    runs = records.read_dataset(runs_path)
+    runs = datasets.read_dataset(runs_path)
     problems = checks.check_results(runs)
     if problems:
         text = "\n".join(problems)

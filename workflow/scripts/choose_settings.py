@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.activation_choice import choose_settings
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.records import read_dataset, write_dataset
+from pipeline_src.records.datasets import read_dataset, write_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.settings.choice import choose_settings
 
 
 def main(start_path: str, last_path: str, evaluations: list[str], path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.collecting import collect_runs
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.records import write_dataset
+from pipeline_src.collecting.runs import collect_runs
+from pipeline_src.records.datasets import write_dataset
+from pipeline_src.records.job_log import job_log
 
 
 def main(

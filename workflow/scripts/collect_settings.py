@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.activation_collecting import collect_settings
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.records import write_dataset
+from pipeline_src.collecting.settings import collect_settings
+from pipeline_src.records.datasets import write_dataset
+from pipeline_src.records.job_log import job_log
 
 
 def main(selections: list[str], measurements: list[str], path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.activation_evaluation import evaluate_settings
-from pipeline_src.experiment.activation_plans import ActivationSearch
-from pipeline_src.experiment.activation_space import waiting_settings
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.parts import parts_folder
-from pipeline_src.experiment.records import read_dataset, write_dataset
-from pipeline_src.experiment.solved_boundaries import read_boundaries
-from pipeline_src.experiment.spec import resume_key
-from pipeline_src.gnn.graph_files import read_graph
+from pipeline_src.graphs.files import read_graph
+from pipeline_src.laws.solved_boundaries import read_boundaries
+from pipeline_src.records.datasets import read_dataset, write_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.records.parts import parts_folder
+from pipeline_src.settings.evaluation import evaluate_settings
+from pipeline_src.settings.plans import ActivationSearch
+from pipeline_src.settings.space import waiting_settings
+from pipeline_src.training.spec import resume_key
 
 
 def main(

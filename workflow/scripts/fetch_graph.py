@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.gnn.fetching import fetch_graph
+from pipeline_src.graphs.fetching import fetch_graph
+from pipeline_src.records.job_log import job_log
 
 
 def main(source: str, raw: Path, data_mirror: str | None) -> None:

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment import records
-from pipeline_src.experiment.distributions import fit_distributions
-from pipeline_src.experiment.job_log import job_log
+from pipeline_src.laws.distributions import fit_distributions
+from pipeline_src.records import datasets
+from pipeline_src.records.job_log import job_log
 
 
 def main(capture_path: Path, boundaries_path: Path, distributions_path: Path) -> None:
     fitted = fit_distributions(
-        records.read_dataset(capture_path), records.read_dataset(boundaries_path)
+        datasets.read_dataset(capture_path), datasets.read_dataset(boundaries_path)
     )
-    records.write_dataset(fitted, distributions_path)
+    datasets.write_dataset(fitted, distributions_path)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.feature_measurement import measure_feature_bits
-from pipeline_src.experiment.feature_plans import (
+from pipeline_src.features.measurement import measure_feature_bits
+from pipeline_src.features.plans import (
     FeatureMeasurement,
     feature_resume_key,
 )
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.parts import parts_folder
-from pipeline_src.experiment.records import read_dataset, write_dataset
-from pipeline_src.experiment.spec import source_digest
-from pipeline_src.gnn.graph_files import read_graph
+from pipeline_src.graphs.files import read_graph
+from pipeline_src.records.datasets import read_dataset, write_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.records.parts import parts_folder
+from pipeline_src.training.spec import source_digest
 
 
 def main(

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.records import read_dataset
-from pipeline_src.figures.gallery import plot_figure
-from pipeline_src.figures.rendering import render
-from pipeline_src.whole_files import write_whole
+from pipeline_src.records.datasets import read_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.records.whole_files import write_whole
+from pipeline_src.report.drawing.rendering import render
+from pipeline_src.report.figures.gallery import plot_figure
 
 
 def main(

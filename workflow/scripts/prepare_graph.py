@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.gnn.embedded_graphs import EMBEDDED_GRAPHS
-from pipeline_src.gnn.graph_files import write_graph
-from pipeline_src.gnn.raw_graphs import read_raw_graph
+from pipeline_src.graphs.embedded import EMBEDDED_GRAPHS
+from pipeline_src.graphs.files import write_graph
+from pipeline_src.graphs.raw import read_raw_graph
+from pipeline_src.records.job_log import job_log
 
 
 def main(name: str, raw: Path | None, path: Path) -> None:

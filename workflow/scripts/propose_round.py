@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.activation_rounds import propose_round
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.records import read_dataset, write_dataset
+from pipeline_src.records.datasets import read_dataset, write_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.settings.rounds import propose_round
 
 
 def main(

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment import records
-from pipeline_src.experiment.boundary_table import boundary_table
-from pipeline_src.experiment.job_log import job_log
+from pipeline_src.laws.boundary_table import boundary_table
+from pipeline_src.records import datasets
+from pipeline_src.records.job_log import job_log
 
 
 def main(boundaries_path: Path) -> None:
-    records.write_dataset(boundary_table(), boundaries_path)
+    datasets.write_dataset(boundary_table(), boundaries_path)
 
 
 if __name__ == "__main__":

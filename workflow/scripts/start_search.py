@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.activation_evaluation import start_search
-from pipeline_src.experiment.activation_plans import ActivationSearch
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.parts import parts_folder
-from pipeline_src.experiment.records import write_dataset
-from pipeline_src.experiment.solved_boundaries import read_boundaries
-from pipeline_src.experiment.spec import resume_key, source_digest
-from pipeline_src.gnn.graph_files import read_graph
+from pipeline_src.graphs.files import read_graph
+from pipeline_src.laws.solved_boundaries import read_boundaries
+from pipeline_src.records.datasets import write_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.records.parts import parts_folder
+from pipeline_src.settings.evaluation import start_search
+from pipeline_src.settings.plans import ActivationSearch
+from pipeline_src.training.spec import resume_key, source_digest
 
 
 def main(

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.spec import RunSpec
-from pipeline_src.experiment.tables.byte_books import byte_books_table
-from pipeline_src.experiment.tables.table import to_csv, to_markdown
-from pipeline_src.whole_files import write_whole
+from pipeline_src.records.job_log import job_log
+from pipeline_src.records.whole_files import write_whole
+from pipeline_src.report.tables.byte_books import byte_books_table
+from pipeline_src.report.tables.table import to_csv, to_markdown
+from pipeline_src.training.spec import RunSpec
 
 
 def main(

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment import records, report
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.whole_files import write_whole
+from pipeline_src.records import datasets
+from pipeline_src.records.job_log import job_log
+from pipeline_src.records.whole_files import write_whole
+from pipeline_src.report.page import read_figures, write_report
 
 
 def main(
@@ -17,18 +18,18 @@ def main(
     captions_path: Path,
     report_path: Path,
 ) -> None:
-    page = report.write_report(
-        records.read_dataset(runs_path),
+    page = write_report(
+        datasets.read_dataset(runs_path),
         [
             path.read_text(encoding="utf-8")
             for path in table_paths
             if path.suffix == ".md"
         ],
-        report.read_figures(figure_paths),
+        read_figures(figure_paths),
         captions_path.read_text(encoding="utf-8"),
         checks_path.read_text(encoding="utf-8"),
-        records.read_dataset(features_path) if features_path else None,
-        records.read_dataset(settings_path) if settings_path else None,
+        datasets.read_dataset(features_path) if features_path else None,
+        datasets.read_dataset(settings_path) if settings_path else None,
     )
     write_whole(report_path, page)
 

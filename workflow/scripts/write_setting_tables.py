@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.records import read_dataset
-from pipeline_src.experiment.tables.settings import setting_search_table, setting_table
-from pipeline_src.experiment.tables.table import to_csv, to_markdown
-from pipeline_src.whole_files import write_whole
+from pipeline_src.records.datasets import read_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.records.whole_files import write_whole
+from pipeline_src.report.tables.settings import setting_search_table, setting_table
+from pipeline_src.report.tables.table import to_csv, to_markdown
 
 
 def main(settings_path: Path, outputs: dict[str, Path]) -> None:

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from pipeline_src.experiment.job_log import job_log
-from pipeline_src.experiment.records import read_dataset
-from pipeline_src.experiment.tables.ablation import ablation_table
-from pipeline_src.experiment.tables.accuracy import accuracy_table
-from pipeline_src.experiment.tables.boundaries import boundaries_table
-from pipeline_src.experiment.tables.distributions import distribution_table
-from pipeline_src.experiment.tables.features import feature_tables
-from pipeline_src.experiment.tables.kernels import kernel_table
-from pipeline_src.experiment.tables.memory import memory_table
-from pipeline_src.experiment.tables.table import to_csv, to_markdown
-from pipeline_src.experiment.tables.training import training_table
-from pipeline_src.whole_files import write_whole
+from pipeline_src.records.datasets import read_dataset
+from pipeline_src.records.job_log import job_log
+from pipeline_src.records.whole_files import write_whole
+from pipeline_src.report.tables.ablation import ablation_table
+from pipeline_src.report.tables.accuracy import accuracy_table
+from pipeline_src.report.tables.boundaries import boundaries_table
+from pipeline_src.report.tables.distributions import distribution_table
+from pipeline_src.report.tables.features import feature_tables
+from pipeline_src.report.tables.kernels import kernel_table
+from pipeline_src.report.tables.memory import memory_table
+from pipeline_src.report.tables.table import to_csv, to_markdown
+from pipeline_src.report.tables.training import training_table
 
 
 def main(

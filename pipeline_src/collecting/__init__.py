@@ -1,0 +1,1 @@
+"""Many records become one dataset; the impossible is refused."""

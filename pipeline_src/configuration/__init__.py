@@ -1,0 +1,1 @@
+"""A configuration is checked before anything runs, and becomes plans."""

@@ -1,1 +1,0 @@
-"""Runs: specifications in, records out."""

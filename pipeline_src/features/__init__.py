@@ -1,0 +1,1 @@
+"""Which bits to store node features in."""

@@ -1,0 +1,1 @@
+"""Graphs: fetched, read, checked, split, made."""

@@ -1,0 +1,1 @@
+"""Which law positions in a block follow, and the boundaries it gives."""

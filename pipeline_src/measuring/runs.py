@@ -1,0 +1,198 @@
+"""Time, memory and gradient error of methods on one graph, side by side in one process.
+
+The machine's speed drifts, so the methods take turns: one step of each, again and
+again. Ratios of medians then mean something even where seconds do not.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pipeline_src.graphs.graph import Graph
+from pipeline_src.records import datasets
+from pipeline_src.records.devices import describe_device, resolve_device
+from pipeline_src.training.meters import measure_time
+from pipeline_src.training.networks import BoundariesOf
+from pipeline_src.training.spec import MethodSpec, RunSpec
+from pipeline_src.training.step_memory import measure_step_memory
+from pipeline_src.training.trainer import (
+    Trainer,
+    training_loss,
+)
+
+log = logging.getLogger(__name__)
+
+
+def measure_runs(
+    specs: Sequence[RunSpec],
+    graph: Graph,
+    boundaries_of: BoundariesOf | None = None,
+    *,
+    timed: Sequence[str],
+    warmup: int,
+    repeats: int,
+    gradient_draws: int,
+    threads: int,
+    source_digest: str = "not recorded",
+) -> xr.Dataset:
+    """Measure memory and gradient error of all methods, epoch time of those in timed.
+
+    Args:
+        specs: one per method, of one graph and model and device.
+        graph: on any device; it is copied to the one of the specs.
+        boundaries_of: solved boundaries; needed by methods that do not round evenly.
+        timed: names of methods whose training steps are timed, evaluation excluded.
+        warmup: steps of each before the clock counts.
+        repeats: timed steps of each.
+        gradient_draws: see measure_gradient_errors; 0 leaves the error out, as NaN.
+        threads: recorded as provenance.
+        source_digest: recorded as provenance.
+
+    Raises:
+        ValueError: if timed names a method that specs lack.
+    """
+    names = [spec.method.name for spec in specs]
+    if unknown := sorted(set(timed) - set(names)):
+        raise ValueError(f"timed methods must be among {names}, got {unknown}")
+    device = resolve_device(specs[0].device)
+    graph = graph.to(device)
+    scalars: list[dict[str, float]] = []
+    trainers = {}
+    for index, spec in enumerate(specs):
+        trainer = Trainer(spec, graph, boundaries_of, seed=0)
+        first = measure_time(functools.partial(trainer.step, 0), device)
+        scalars.append({"first_step_time": first, **measure_step_memory(trainer)})
+        log.info("%s: %.2f MiB saved", spec.cell, scalars[-1]["saved_memory"] / 2**20)
+        if spec.method.name in timed:
+            trainers[index] = trainer
+    epoch_time = [[math.nan] * repeats for _ in specs]
+    for repeat in range(-warmup, repeats):
+        for index, trainer in trainers.items():
+            seconds = measure_time(functools.partial(trainer.step, 0), device)
+            if repeat >= 0:
+                epoch_time[index][repeat] = seconds
+            log.info("%s: step %.3f s", specs[index].cell, seconds)
+    del trainers
+    errors = [math.nan] * len(specs)
+    if gradient_draws:
+        errors = measure_gradient_errors(
+            specs, graph, boundaries_of, steps=warmup, draws=gradient_draws
+        )
+    for row, error in zip(scalars, errors, strict=True):
+        row["gradient_error"] = error
+    return datasets.measurement_record(
+        [json.dumps(spec.to_json(), sort_keys=True) for spec in specs],
+        datasets.describe_provenance(source_digest, describe_device(device), threads),
+        {name: [row[name] for row in scalars] for name in scalars[0]},
+        epoch_time,
+    )
+
+
+def measure_gradient_errors(
+    specs: Sequence[RunSpec],
+    graph: Graph,  # on the device to measure on
+    boundaries_of: BoundariesOf | None,
+    *,
+    steps: int,
+    draws: int,
+) -> list[float]:
+    """Relative squared error of the weight gradients against full precision.
+
+    sum |G - F|**2 / sum |F|**2 over the weight matrices of all convolutions, F being
+    the gradient that the same network has at the same parameters, with the same masks
+    of ReLU and Dropout, when nothing is compressed; the mean over draws of the noise.
+    Parameters are those after a few steps in full precision.
+    """
+    groups: dict[MethodSpec, list[int]] = {}
+    for index, spec in enumerate(specs):
+        groups.setdefault(reference_of(spec.method), []).append(index)
+    errors = [math.nan] * len(specs)
+    for reference, members in groups.items():
+        # More epochs than the plan's, so that each draw has noise of its own.
+        training = replace(specs[0].training, epochs=steps + draws)
+        spec = replace(specs[0], method=reference, training=training)
+        exact = Trainer(spec, graph, boundaries_of, seed=0)
+        for step in range(steps):
+            exact.step(step)
+        state = exact.model.state_dict()
+        expected = [weight_gradient(exact, steps + draw) for draw in range(draws)]
+        for index in members:
+            spec = replace(specs[index], training=training)
+            trainer = Trainer(spec, graph, boundaries_of, seed=0)
+            trainer.model.load_state_dict(state)
+            _share_seeds(exact, trainer)
+            with drawing_as_eager(spec.method):
+                found = [
+                    relative_squared_error(
+                        weight_gradient(trainer, steps + draw), truth
+                    )
+                    for draw, truth in enumerate(expected)
+                ]
+            errors[index] = float(torch.stack(found).mean())
+            if not math.isfinite(errors[index]):  # NaN would read as not measured
+                raise FloatingPointError(
+                    f"{spec.cell}: the gradient error is {errors[index]} after {steps}"
+                    " steps. Lower learning_rate or set gradient_clip."
+                )
+            log.info("%s: gradient error %.2e", spec.cell, errors[index])
+    return errors
+
+
+def reference_of(method: MethodSpec) -> MethodSpec:
+    """The method that keeps everything and drops the same activations."""
+    neutral = MethodSpec("reference", "reference", "full")
+    if method.policy == "pyg":
+        return replace(neutral, policy="pyg")
+    if method.policy == "lean":
+        return replace(neutral, policy="lean", rows_per_block=8)
+    return neutral
+
+
+@contextlib.contextmanager
+def drawing_as_eager(method: MethodSpec) -> Iterator[None]:
+    """Let a compiled network drop what eager ones drop: it is compiled anew for it."""
+    if method.technique != "compiled":
+        yield
+        return
+    from torch._inductor import config
+
+    torch.compiler.reset()
+    with config.patch(fallback_random=True):
+        yield
+    torch.compiler.reset()
+
+
+def weight_gradient(trainer: Trainer, epoch: int) -> Tensor:
+    """Gradients of the weight matrices at the present parameters, in one vector."""
+    torch.manual_seed(epoch)  # of Dropout, where it is drawn from torch's generator
+    trainer.optimizer.zero_grad()
+    labels = trainer.graph.labels[trainer.graph.train_index]
+    logits = trainer.logits(epoch)
+    training_loss(logits, labels, trainer.spec.training.loss).backward()
+    gradients = [
+        parameter.grad.flatten()
+        for parameter in trainer.model.parameters()
+        if parameter.dim() == 2 and parameter.grad is not None
+    ]
+    return torch.cat(gradients)
+
+
+def relative_squared_error(estimate: Tensor, truth: Tensor) -> Tensor:
+    """|estimate - truth|**2 / |truth|**2, ()."""
+    return (estimate - truth).square().sum() / truth.square().sum()
+
+
+def _share_seeds(reference: Trainer, trainer: Trainer) -> None:
+    """Give activations of one name one seed: lean draws Dropout from it."""
+    known = reference.model.activation_names
+    for column, name in enumerate(trainer.model.activation_names):
+        if name in known:
+            trainer.seeds[:, column] = reference.seeds[:, known.index(name)]

@@ -1,0 +1,1 @@
+"""What a run leaves behind, whole or not at all, and with which code and where."""

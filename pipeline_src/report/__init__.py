@@ -1,0 +1,1 @@
+"""Datasets become tables, figures and one page."""

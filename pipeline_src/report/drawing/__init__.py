@@ -1,0 +1,1 @@
+"""What figures share: style, scales, places of labels, files. No torch."""

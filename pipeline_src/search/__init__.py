@@ -1,0 +1,1 @@
+"""The least memory for an accuracy, or the reverse; knows no networks."""

@@ -1,0 +1,1 @@
+"""Which settings of activation compression to choose."""

@@ -1,0 +1,1 @@
+"""One training: a specification and a graph in, a record out."""

@@ -1,0 +1,138 @@
+"""One training: a specification and a graph in, a record out.
+
+Every epoch ends with an evaluation; test accuracy is reported at the epoch of the best
+validation accuracy, as EXACT does. The loop never waits for the device: losses and
+accuracies stay there until progress is reported.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pipeline_src.graphs.graph import Graph
+from pipeline_src.records import datasets
+from pipeline_src.records.devices import describe_device, resolve_device
+from pipeline_src.records.parts import read_part
+from pipeline_src.training.meters import StepClock
+from pipeline_src.training.networks import BoundariesOf
+from pipeline_src.training.spec import RunSpec
+from pipeline_src.training.step_memory import measure_step_memory
+from pipeline_src.training.trainer import Trainer
+
+PROGRESS_REPORTS = 10  # per training
+
+log = logging.getLogger(__name__)
+
+
+def train_run(
+    spec: RunSpec,
+    graph: Graph,
+    boundaries_of: BoundariesOf | None = None,
+    *,
+    source_digest: str = "not recorded",
+    partial_dir: Path | None = None,
+) -> xr.Dataset:
+    """Train every seed of a cell and return its record.
+
+    Args:
+        spec: what to train.
+        graph: on any device; it is copied to the one of the spec.
+        boundaries_of: solved boundaries; needed by methods that do not round evenly.
+        source_digest: goes into the record as provenance.
+        partial_dir: where each finished seed is kept until all are. A later call with
+            the same arguments and folder trains only the seeds that are missing, so
+            the folder's name must change with everything that changes a record.
+
+    Raises:
+        ValueError: if the specification cannot be trained, naming what is missing.
+        FloatingPointError: if the loss, an activation, a weight or a logit stops being
+            finite, naming run, epoch and remedy.
+    """
+    device = resolve_device(spec.device)
+    graph = graph.to(device)
+    provenance = datasets.describe_provenance(
+        source_digest, describe_device(device), torch.get_num_threads()
+    )
+    memory: dict[str, float] | None = None
+    parts = []
+    for seed in spec.seeds:
+        path = partial_dir / f"seed{seed}.nc" if partial_dir else None
+        if (kept := read_part(path)) is not None:
+            log.info("%s seed %d: resumed", spec.cell, seed)
+            parts.append(kept)
+            continue
+        if memory is None:
+            memory = measure_step_memory(Trainer(spec, graph, boundaries_of, seed))
+        scalars, curves = train_seed(Trainer(spec, graph, boundaries_of, seed))
+        part = datasets.run_record(
+            json.dumps(spec.to_json(), sort_keys=True),
+            provenance,
+            (seed,),
+            scalars | memory,
+            {name: curve[None] for name, curve in curves.items()},
+        )
+        if path is not None:
+            datasets.write_dataset(part, path)
+        parts.append(part)
+    return xr.concat(parts, dim="seed", data_vars="all", combine_attrs="override")
+
+
+def train_seed(trainer: Trainer) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Train to the end: scalars and curves, named as in the run record.
+
+    Raises:
+        FloatingPointError: if the loss or an activation stops being finite.
+    """
+    epochs = trainer.spec.training.epochs
+    losses = torch.empty(epochs, device=trainer.device)
+    accuracies = torch.empty(epochs, 3, device=trainer.device)
+    clock = StepClock(trainer.device)
+    interval = max(1, epochs // PROGRESS_REPORTS)
+    for epoch in range(epochs):
+        with clock:
+            losses[epoch] = trainer.step(epoch)
+        accuracies[epoch] = trainer.evaluate()
+        if (epoch + 1) % interval == 0 or epoch + 1 == epochs:
+            _report(trainer, epoch, losses, accuracies)
+    train, validation, test = accuracies.T.double().cpu().numpy()
+    best = int(validation.argmax())
+    labels = trainer.graph.labels[trainer.graph.test_index]
+    scalars = {
+        "test_accuracy": float(test[best]),
+        "validation_accuracy": float(validation[best]),
+        "best_epoch": float(best + 1),
+        "epoch_time": clock.median(),
+        "chance_accuracy": float(labels.bincount().max() / labels.numel()),
+        "num_test_nodes": float(labels.numel()),
+    }
+    curves = {
+        "loss_curve": losses.double().cpu().numpy(),
+        "train_accuracy_curve": train,
+        "validation_accuracy_curve": validation,
+        "test_accuracy_curve": test,
+    }
+    return scalars, curves
+
+
+def _report(trainer: Trainer, epoch: int, losses: Tensor, accuracies: Tensor) -> None:
+    """Log progress, and stop where numbers are no longer finite."""
+    where = f"{trainer.spec.cell} seed {trainer.seed}"
+    try:
+        trainer.check_finite(losses[: epoch + 1])
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{where}: {error}") from None
+    _, validation, test = accuracies[epoch].tolist()
+    log.info(
+        "%s: epoch %d of %d, loss %.4f, validation %.2f %%, test %.2f %%",
+        where,
+        epoch + 1,
+        trainer.spec.training.epochs,
+        float(losses[epoch]),
+        100 * validation,
+        100 * test,
+    )

@@ -1,0 +1,141 @@
+"""A model, its optimiser and its data on one device, ready to take steps.
+
+The training step follows EXACT and its block-wise successor: full batch, Adam, clipped
+gradients, evaluation in full precision. A step never waits for the device.
+
+Everything random comes from the seed of the run: the parameters and Dropout from
+torch's generators, rounding and projections from a table of seeds drawn at the start.
+Methods that are run with the same seed start from the same parameters and, but for
+policy lean and what torch.compile draws, drop the same activations, so they can be
+compared in pairs.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline_src.gnn.models import Keep
+from pipeline_src.graphs.graph import Graph
+from pipeline_src.quant.fusion import resolve_compile
+from pipeline_src.training.adam import Adam
+from pipeline_src.training.networks import BoundariesOf, build_network
+from pipeline_src.training.spec import RunSpec
+
+LOWER = "Lower learning_rate or set gradient_clip."
+LOG_LOSS_OFFSET = 1 - math.log(2)  # of the log cross entropy, EXACT's training script
+
+
+class Trainer:
+    """A model, its optimiser and its data on one device, ready to take steps."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        graph: Graph,  # on the device to train on
+        boundaries_of: BoundariesOf | None,
+        seed: int,
+        keep: Keep | None = None,  # replaces what the method of the spec keeps
+    ) -> None:
+        """Seed torch's global generators and build what the specification names."""
+        torch.manual_seed(seed)
+        self.spec = spec
+        self.seed = seed
+        self.graph = graph
+        self.device = graph.features.device
+        compile = resolve_compile(spec.compile, self.device)
+        self.model = build_network(spec, graph, boundaries_of, compile, keep)
+        self.aggregation = self.model.aggregation(graph.adjacency)
+        self.optimizer = Adam(
+            self.model.parameters(),
+            spec.training.learning_rate,
+            spec.training.weight_decay,
+        )
+        # Drawn on the CPU, so that every device rounds alike.
+        generator = torch.Generator().manual_seed(seed)
+        size = (spec.training.epochs, self.model.num_seeds)
+        seeds = torch.randint(-(2**31), 2**31, size, generator=generator)
+        self.seeds = seeds.to(torch.int32).to(self.device)
+        self._finite_logits = torch.ones((), dtype=torch.bool, device=self.device)
+
+    def logits(self, epoch: int) -> Tensor:
+        """Logits of the training nodes in training mode, (num_train, num_classes)."""
+        self.model.train()
+        output = self.model(self.graph.features, self.aggregation, self.seeds[epoch])
+        return output[self.graph.train_index]
+
+    def step(self, epoch: int) -> Tensor:
+        """One training step; returns the loss, still on the device."""
+        self.optimizer.zero_grad()
+        labels = self.graph.labels[self.graph.train_index]
+        loss = training_loss(self.logits(epoch), labels, self.spec.training.loss)
+        loss.backward()
+        if self.spec.training.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), self.spec.training.gradient_clip
+            )
+        self.optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """Train, validation and test accuracy, (3,), still on the device."""
+        self.model.eval()
+        output = self.model(self.graph.features, self.aggregation)
+        self._finite_logits.logical_and_(output.isfinite().all())
+        is_right = (output.argmax(dim=1) == self.graph.labels).to(torch.float32)
+        return torch.stack([is_right[index].mean() for index in splits(self.graph)])
+
+    def check_finite(self, losses: Tensor) -> None:
+        """Raise if anything so far was NaN or infinite; waits for the device.
+
+        The loss alone does not tell: BatchNorm brings weights of any size back to unit
+        variance, and the last step is followed by no loss.
+
+        Args:
+            losses: of each epoch so far, (num_epochs,).
+
+        Raises:
+            FloatingPointError: naming what was not finite, and the remedy.
+        """
+        self.model.check_finite()
+        for epoch, loss in enumerate(losses.tolist(), start=1):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} after epoch {epoch}. {LOWER}"
+                )
+        flags = {
+            name: x.isfinite().all() for name, x in self.model.state_dict().items()
+        }
+        flags["logits"] = self._finite_logits
+        finite = torch.stack(list(flags.values())).tolist()
+        if bad := [name for name, good in zip(flags, finite, strict=True) if not good]:
+            names = ", ".join(bad)
+            raise FloatingPointError(
+                f"NaN or infinity in {names} after epoch {len(losses)}. {LOWER}"
+            )
+
+
+def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
+    """Mean loss over nodes.
+
+    "log_cross_entropy" is mean(log(e + CE) - log e) with e = 1 - ln 2: it grows slowly
+    for nodes that are badly wrong (the training script of EXACT).
+
+    Raises:
+        ValueError: if kind is unknown.
+    """
+    if kind == "cross_entropy":
+        return functional.cross_entropy(logits, labels)
+    if kind == "log_cross_entropy":
+        loss = functional.cross_entropy(logits, labels, reduction="none")
+        return (torch.log(LOG_LOSS_OFFSET + loss) - math.log(LOG_LOSS_OFFSET)).mean()
+    raise ValueError(
+        f"loss must be 'cross_entropy' or 'log_cross_entropy', got {kind!r}"
+    )
+
+
+def splits(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes to train, validate and test on."""
+    return graph.train_index, graph.validation_index, graph.test_index
