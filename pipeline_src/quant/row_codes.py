@@ -122,10 +122,13 @@ def encode(
     inverse_scale: Tensor,
     bits: int,  # 1 .. 16
     compile: str = "auto",
+    few_rows: bool = False,  # of any length: their number is a kernel's constant
 ) -> Tensor:
     """Codes packed row by row, (num_rows, words): uint8, at 16 bits int16."""
-    fused = fusion_pays(x.numel(), x.device, compile)
-    return (_encode_fused if fused else _encode)(x, zero_point, inverse_scale, bits)
+    kernel = _encode
+    if fusion_pays(x.numel(), x.device, compile):
+        kernel = _encode_few_fused if few_rows else _encode_fused
+    return kernel(x, zero_point, inverse_scale, bits)
 
 
 def pack_by_row(
@@ -186,6 +189,7 @@ def _pack(x: Tensor, bits: int, metadata: torch.dtype) -> tuple[Tensor, Tensor, 
 
 
 _pack_fused = fuse(_pack, rows={"x": 0})
+_encode_few_fused = fuse(_encode, rows={"x": 1, "zero_point": 1, "inverse_scale": 1})
 _encode_fused = fuse(_encode, rows={"x": 0, "zero_point": 0, "inverse_scale": 0})
 
 

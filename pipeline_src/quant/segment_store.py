@@ -27,7 +27,7 @@ from pipeline_src.quant.row_codes import (
 class PackedSegments:
     """Codes of all values, and a zero point and a scale per range and head."""
 
-    words: Tensor  # (num_heads, words) uint8; int16 at 16 bits
+    words: Tensor  # (num_heads, words) uint8; int16 at 16 bits; heads lie together
     zero_point: Tensor  # (num_ranges, num_heads) float32 or bfloat16
     scale: Tensor
     num_values: int  # per head
@@ -46,13 +46,13 @@ class PackedSegments:
         """Float values, (num_values, num_heads)."""
         numel = self.num_values * self.words.shape[0]
         fused = fusion_pays(numel, self.words.device, self.compile)
-        grid = self.zero_point, self.scale
+        words, grid = self.words.T, (self.zero_point, self.scale)
         if self.zero_point.shape[0] == 1:
             kernel = _decode_alike_fused if fused else _decode_alike
-            values = kernel(self.words, *grid, self.bits)
+            values = kernel(words, *grid, self.bits)
         else:
             kernel = _decode_fused if fused else _decode
-            values = kernel(self.words, *grid, owner, self.bits)
+            values = kernel(words, *grid, owner, self.bits)
         return values[: self.num_values]  # the rest is padding
 
 
@@ -84,13 +84,15 @@ def pack_segments(
         inverse_scale.index_select(0, owner).T,
         bits,
         compile,
+        few_rows=True,
     )
+    words = words.T.contiguous().T  # where it was not: heads lie together
     zero_point, scale = zero_point.to(metadata), scale.to(metadata)
     return PackedSegments(words, zero_point, scale, values.shape[0], bits, compile)
 
 
 def _decode(
-    words: Tensor,  # (num_heads, num_words)
+    words: Tensor,  # (num_words, num_heads)
     zero_point: Tensor,  # (num_ranges, num_heads)
     scale: Tensor,
     owner: Tensor,  # (num_values,)
@@ -118,11 +120,11 @@ def _decode_alike(
 
 def _codes_of(words: Tensor, bits: int) -> Tensor:
     """Float codes, padding too, (num_words * codes of a word, num_heads)."""
-    per_word = codes_per_word(bits)
-    return unpack_codes(words, words.shape[1] * per_word, bits).T.to(torch.float32)
+    codes = unpack_codes(words.view(1, -1), words.numel() * codes_per_word(bits), bits)
+    return codes.view(-1, words.shape[1]).to(torch.float32)
 
 
 _decode_fused = fuse(
-    _decode, rows={"words": 1, "zero_point": 0, "scale": 0, "owner": 0}
+    _decode, rows={"words": 0, "zero_point": 0, "scale": 0, "owner": 0}
 )
-_decode_alike_fused = fuse(_decode_alike, rows={"words": 1})
+_decode_alike_fused = fuse(_decode_alike, rows={"words": 0})
