@@ -4,10 +4,13 @@
 # make docs      the site below docs/_build/html; a broken link or reference fails
 # make gpu-proof what can be proven of the GPU's kernels on any machine; fetches Triton
 # Each makes the environment in .venv first when it is missing or out of date.
+# make gpu       measures a GPU within ten minutes; uses PYTHON as it is, installs nothing
 
 VENV ?= .venv
 PYTHON ?= python3
 CORES ?= all
+DEVICE ?= cuda
+SECONDS ?= 600
 BIN := $(VENV)/bin
 # Beside the environment, which stays as it is: with Triton in it, torch acts otherwise.
 TRITON := .cache/triton
@@ -26,7 +29,7 @@ ifndef HOME
 export HOME := $(or $(shell getent passwd "$$(id -u)" | cut -d : -f 6),/tmp)
 endif
 
-.PHONY: results test lint docs gpu-proof
+.PHONY: results test lint docs gpu gpu-proof
 
 results: $(VENV)/.installed
 	$(RUN) snakemake --cores $(CORES)
@@ -43,6 +46,9 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed-docs
 	$(RUN) sphinx --fail-on-warning --keep-going --nitpicky -q docs docs/_build/html
+
+gpu:
+	$(PYTHON) workflow/gpu.py --device $(DEVICE) --seconds $(SECONDS)
 
 gpu-proof: export PYTHONPATH := $(TRITON)
 gpu-proof: $(TRITON)/.installed

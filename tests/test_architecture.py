@@ -78,13 +78,21 @@ PACKAGES: dict[str, set[str]] = {
     "laws.truncated_normal": NUMBERS,
     "search": TABLES | {"sklearn"},
     "search.space": NUMBERS,
-    "gnn": {"torch", "torch_geometric"} | NUMBERS,
+    "gnn": {"torch"} | NUMBERS,
+    "gnn.attention": {"torch", "torch_geometric"},
+    "gnn.pyg": {"torch", "torch_geometric"},
+    "gnn.pyg.technique": set(),  # importing PyTorch Geometric takes seconds
+    "gnn.shape": set(),
     "gnn.feature_bits": {"torch"},
     "training": {"torch", "psutil"} | TABLES,
     "training.spec": set(),
     "training.observations": {"torch"} | NUMBERS,
     "measuring": {"torch"} | TABLES,
     "measuring.byte_books": set(),
+    # A machine with a GPU may have torch and little else.
+    "measuring.gpu": {"torch"},
+    "measuring.gpu.results": set(),
+    "measuring.gpu.summary": set(),
     # The only place that names packages which are no dependencies.
     "measuring.rivals": {"torch", "torchao", "bitsandbytes"},
     "collecting": TABLES,
@@ -107,15 +115,22 @@ PACKAGES: dict[str, set[str]] = {
 # Where the order allows more than the idea of a module: all of ours that it may import.
 STRICTER: dict[str, set[str]] = {
     "quant.boundaries": set(),
-    "quant.sparse_rows": set(),
+    "quant.dtypes": set(),
+    "quant.references": set(),
+    "quant.first_order": set(),
+    "quant.sparse_rows": {"quant.dtypes"},
     "quant.row_codes": {"quant.blockwise", "quant.fusion"},
-    "quant.feature_store": {"quant.fusion", "quant.row_codes"},
-    "quant.segment_store": {"quant.fusion", "quant.row_codes"},
+    "quant.feature_store": {"quant.dtypes", "quant.fusion", "quant.row_codes"},
+    "quant.segment_store": {"quant.dtypes", "quant.fusion", "quant.row_codes"},
     "graphs": {"graphs", "records.whole_files"},
     "graphs.fetching": {"graphs.raw_sources"},
-    "graphs.sparse_features": {"quant.references"},
+    "graphs.sparse_features": {
+        *("quant.dtypes", "quant.first_order", "quant.references")
+    },
     "gnn": {"gnn", "graphs", "quant"},
     "gnn.feature_bits": {"quant.feature_store"},
+    "gnn.pyg.technique": set(),
+    "gnn.shape": set(),
     # It is in every job: whatever it imported, every job would import and depend on.
     "records.job_log": {"records.devices", "records.versions"},
     "records.datasets": {"records.versions", "records.whole_files"},
@@ -128,6 +143,14 @@ STRICTER: dict[str, set[str]] = {
     "training.observations": set(),
     "measuring.byte_books": {"training.meters", "training.spec", "graphs.sizes"},
     "measuring.rivals": set(),
+    # Nothing that imports xarray or netCDF4.
+    "measuring.gpu": {
+        *("measuring.byte_books", "measuring.gpu", "measuring.rivals"),
+        *("gnn.aggregation", "graphs", "quant.blockwise", "training.meters"),
+        *("training.spec", "training.step_memory", "training.trainer"),
+    },
+    "measuring.gpu.results": set(),
+    "measuring.gpu.summary": {"measuring.gpu.results"},
     "collecting": {"collecting", "records.datasets", "training.spec", "graphs.sizes"},
     "features.plans": {"training.spec"},
     "features.training": {"gnn", "graphs", "quant.feature_store"},

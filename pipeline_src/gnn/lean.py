@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from pipeline_src.gnn.aggregation import Aggregation
 from pipeline_src.gnn.batch_norm import BatchNorm
 from pipeline_src.quant.bitmask import mask_gradient, pack_mask
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
+from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.fusion import fusion_pays
 from pipeline_src.quant.masked import MaskedCodes, encode_masked, survives
 from pipeline_src.quant.noise import mix
@@ -309,7 +309,7 @@ class LeanNetwork(Function):
         raise AssertionError("the last layer returns")
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.kept is None:
             raise RuntimeError(

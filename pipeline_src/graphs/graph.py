@@ -19,6 +19,7 @@ from pipeline_src.graphs.edges import (
     rows_from_edges,
     same_rows,
     transposed_rows,
+    whole_numbers,
 )
 from pipeline_src.graphs.sizes import GraphSizes
 
@@ -127,8 +128,8 @@ class Graph:
 
 
 def adjacency_from_edges(
-    source: np.ndarray,  # (num_edges,) int, the node that sends
-    target: np.ndarray,  # (num_edges,) int, the node that receives
+    source: np.ndarray,  # (num_edges,) whole numbers, the node that sends
+    target: np.ndarray,  # (num_edges,) whole numbers, the node that receives
     num_nodes: int,
     *,
     symmetrize: bool = True,
@@ -139,13 +140,16 @@ def adjacency_from_edges(
     is stored as well, unless the list happens to be symmetric.
 
     Raises:
-        ValueError: if an edge names a node outside 0 .. num_nodes - 1.
+        ValueError: if an edge names what is no node of 0 .. num_nodes - 1.
+        TypeError: if an array does not hold numbers.
 
     >>> two_edges = adjacency_from_edges(np.array([0, 1]), np.array([1, 2]), 3)
     >>> two_edges.column.tolist(), two_edges.degree.tolist()
     ([1, 0, 2, 1], [1, 2, 1])
     """
-    source, target = np.asarray(source), np.asarray(target)
+    # Before they are joined: NumPy joins int64 and uint64 to float64.
+    source = whole_numbers("source", np.asarray(source))
+    target = whole_numbers("target", np.asarray(target))
     if symmetrize:
         both = np.concatenate([source, target]), np.concatenate([target, source])
         return _adjacency(rows_from_edges(*both, num_nodes))

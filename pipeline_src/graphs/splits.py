@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline_src.graphs.edges import whole_numbers
+
 
 def stratified_split(labels: np.ndarray, seed: int) -> dict[str, Tensor]:
     """60 % train, 20 % validation, 20 % test, in each class and in total.
@@ -26,7 +28,7 @@ def stratified_split(labels: np.ndarray, seed: int) -> dict[str, Tensor]:
 
 def index_tensor(nodes: np.ndarray) -> Tensor:
     """Node numbers as Graph keeps them: sorted int64."""
-    return torch.from_numpy(np.sort(np.asarray(nodes, np.int64)))
+    return torch.from_numpy(np.sort(whole_numbers("nodes", np.asarray(nodes))))
 
 
 def split_by_count(

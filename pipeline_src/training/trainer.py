@@ -11,6 +11,8 @@ compared in pairs.
 """
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +22,12 @@ from pipeline_src.gnn.models import Keep
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.training.adam import Adam
-from pipeline_src.training.networks import BoundariesOf, build_network
+from pipeline_src.training.networks import (
+    BoundariesOf,
+    build_network,
+    keeper_of,
+    shape_of,
+)
 from pipeline_src.training.spec import RunSpec
 
 LOWER = "Lower learning_rate or set gradient_clip."
@@ -36,7 +43,7 @@ class Trainer:
         graph: Graph,  # on the device to train on
         boundaries_of: BoundariesOf | None,
         seed: int,
-        keep: Keep | None = None,  # replaces what the method of the spec keeps
+        watch: Callable[[Keep], Keep] | None = None,  # stands between, policy exact
     ) -> None:
         """Seed torch's global generators and build what the specification names."""
         torch.manual_seed(seed)
@@ -45,7 +52,11 @@ class Trainer:
         self.graph = graph
         self.device = graph.features.device
         compile = resolve_compile(spec.compile, self.device)
-        self.model = build_network(spec, graph, boundaries_of, compile, keep)
+        shape = shape_of(spec.model, graph)
+        keeper = keeper_of(spec.method, shape, boundaries_of, compile, self.device)
+        if watch is not None:
+            keeper = watch(cast(Keep, keeper))
+        self.model = build_network(shape, keeper, compile).to(self.device)
         self.aggregation = self.model.aggregation(graph.adjacency)
         self.optimizer = Adam(
             self.model.parameters(),

@@ -12,13 +12,14 @@ from pipeline_src.configuration.checks import read_schema
 from pipeline_src.gnn import lean as lean_module
 from pipeline_src.gnn.lean import IDEAS, LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import adjacency_from_edges
 from pipeline_src.quant.noise import row_keys, uniform_pair
 from pipeline_src.quant.rectified import Normalization
 from pipeline_src.training.meters import allocated_bytes, measure_memory
-from pipeline_src.training.networks import lean_of
-from pipeline_src.training.spec import MethodSpec, ModelSpec
+from pipeline_src.training.networks import keeper_of
+from pipeline_src.training.spec import MethodSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH = synthetic_graph(
@@ -41,11 +42,9 @@ def network(layer, method=None, dropout=0.5, batch_norm=True, num_layers=3):
     """BatchNorm weights of both signs and one 0, so that no sign is special."""
     torch.manual_seed(0)
     method = method or lean()
-    spec = ModelSpec("model", layer, num_layers, 16, dropout, batch_norm)
-    recipe = lean_of(method, spec, 20, solved, "false", torch.device("cpu"))
-    model = GraphNetwork(
-        layer, 20, 16, 5, num_layers, dropout, batch_norm, lean=recipe
-    ).train()
+    shape = NetworkShape(layer, 20, 16, 5, num_layers, dropout, batch_norm)
+    recipe = keeper_of(method, shape, solved, "false", torch.device("cpu"))
+    model = GraphNetwork(shape, recipe).train()
     with torch.no_grad():
         for norm in model.norms:
             norm.weight.normal_()
@@ -154,7 +153,7 @@ def test_runs_of_rows_do_not_change_gradients(bits, monkeypatch):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_running_statistics_are_batch_norms(layer):
     model = network(layer)
-    other = GraphNetwork(layer, 20, 16, 5, 3, 0.5, True).train()
+    other = GraphNetwork(NetworkShape(layer, 20, 16, 5, 3, 0.5, True)).train()
     other.load_state_dict(model.state_dict())
     model(GRAPH.features, model.aggregation(GRAPH.adjacency), seeds_of(model))
     torch.manual_seed(9)
@@ -304,7 +303,9 @@ def test_the_gradient_that_comes_in_is_left_alone():
     graph = synthetic_graph(num_nodes=128, num_edges=900, num_features=20)
     torch.manual_seed(0)
     recipe = network("sage", num_layers=2).lean
-    model = GraphNetwork("sage", 20, 16, 16, 2, 0.0, False, lean=recipe).train()
+    model = GraphNetwork(
+        NetworkShape("sage", 20, 16, 16, 2, 0.0, False), recipe
+    ).train()
     logits = model(graph.features, model.aggregation(graph.adjacency), seeds_of(model))
     incoming = torch.randn_like(logits)
     before = incoming.clone()
