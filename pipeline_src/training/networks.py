@@ -119,11 +119,10 @@ def _lean(
     size = method.rows_per_block * shape.hidden
     coders: list[Compressor | RectifiedCoder] = []
     for bits in layer_bits:
-        boundaries = solved(bits, size, sided and bits != 32)
         if sided and bits != 32:
-            coder = RectifiedCoder(bits, method.rows_per_block, boundaries)
-            coders.append(coder.to(device))
+            coders.append(RectifiedCoder(bits, method.rows_per_block))
         else:
+            boundaries = solved(bits, size, False)
             compressor = Compressor(bits, size, 1, boundaries, compile)
             coders.append(compressor.to(device))
     copies = []

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import adjacency_from_edges
 from pipeline_src.quant.noise import row_keys, uniform_pair
-from pipeline_src.quant.rectified import Normalization
 from pipeline_src.training.meters import allocated_bytes, measure_memory
 from pipeline_src.training.networks import keeper_of
 from pipeline_src.training.spec import MethodSpec
@@ -143,7 +143,7 @@ def test_runs_of_rows_do_not_change_gradients(bits, monkeypatch):
     """Only the order of sums, of at most 128 terms through 3 layers."""
     whole = network("sage", lean(bits, without=("chunked_backward",)))
     expected = gradients(whole, seeds_of(whole))[1]
-    monkeypatch.setattr(lean_module, "PLAIN_RUN_VALUES", 16 * 16)
+    monkeypatch.setattr(lean_module, "RUN_VALUES", 16 * 16)
     found = gradients(network("sage", lean(bits)), seeds_of(whole))[1]
     largest = max(gradient.norm() for gradient in expected.values())
     for name, gradient in expected.items():
@@ -168,7 +168,8 @@ METHODS = {
     "INT2": lean(2),
     "INT4": lean(4),
     "INT4 and INT2": lean(layer_bits=(4, 2)),
-    "solved": lean(2, boundaries="clipped_normal"),
+    "INT8": lean(8),
+    "solved": lean(2, boundaries="clipped_normal", without=("sided_codes",)),
     **{f"without {idea}": lean(2, without=(idea,)) for idea in IDEAS},
     "projected copies": lean(2, projection_ratio=2, without=COPYING),
 }
@@ -216,8 +217,8 @@ def packed(rows, width, bits):
 
 
 def codes_of(rows, width, bits):
-    """Codes and the two ends of each block of 8 rows; side means up to two bits."""
-    means = allocated_bytes(2 * 4 * width) if bits < 4 else 0
+    """Codes and the two ends of each block of 8 rows; with one bit, side means."""
+    means = allocated_bytes(2 * 4 * width) if bits == 1 else 0
     ends = allocated_bytes(4 * rows // 8) if bits > 1 else 0
     return packed(rows, width, bits) + ends + means
 
@@ -266,30 +267,20 @@ def test_books_hold_codes_and_what_ideas_spare(layer, bits, idea):
     assert kept == expected + scalars * allocated_bytes(4)
 
 
-def test_means_of_either_side_leave_padding_out():
-    """123 nodes in runs of 32 rows; five rows of padding repeat the last node."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randn(123, 16, generator=generator)
-    zero, one = torch.zeros(16), torch.ones(16)
-    # The last feature is always active: its other side is empty and has the mean 0.
-    normalization = Normalization(zero, one, one, zero + 0.2)
-    normalization.bias[-1] = 9.0
-    padded = torch.cat([y, y[-1:].expand(5, -1)])
-    runs = lean_module.Runs(123, 16, 8, 32 * 16, False)
-    assert [run.stop - run.start for run in runs] == [32, 32, 32, 32]
-    found = lean_module._side_means(padded, runs, normalization)
-    active = y + normalization.bias > 0
-    sides = (
-        torch.where(side, y, torch.nan).nanmean(dim=0) for side in (~active, active)
-    )
-    expected = torch.stack(list(sides)).nan_to_num(0.0)
-    # Sums of up to 128 values below 4.
-    assert torch.allclose(found, expected, rtol=0, atol=128 * 4 * 2.0**-23)
-
-
 def test_without_must_name_ideas():
     with pytest.raises(ValueError, match=r"ideas of .* got \['magic'\]"):
         LeanRecipe((), 8, without=frozenset({"magic"}))
+
+
+def test_one_bit_warns_of_its_bias_once():
+    lean_module._warn_of_bias.cache_clear()
+    with pytest.warns(UserWarning, match="1 bit has biased gradients.* Take 2 bits"):
+        network("sage", lean(layer_bits=(2, 1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network("sage", lean(1))
+        lean_module._warn_of_bias.cache_clear()
+        network("sage", lean(2))
 
 
 def test_schema_names_the_same_ideas():
