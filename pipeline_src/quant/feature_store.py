@@ -263,11 +263,9 @@ def pack_rows(
     else:
         grid = grid_of(*_ranges(x, packing), bits, packing.metadata)
     zero_point, scale, inverse_scale = grid
-    each = [
-        _per_row(values, rows_per_range, x.shape[0])
-        for values in (zero_point, inverse_scale)
-    ]
-    words = encode(x, *each, bits, packing.compile)
+    first = _per_row(zero_point, rows_per_range, x.shape[0])
+    inverse = _per_row(inverse_scale, rows_per_range, x.shape[0])
+    words = encode(x, first, inverse, bits, packing.compile)
     zero_point, scale = zero_point.to(packing.metadata), scale.to(packing.metadata)
     return PackedRows(words, zero_point, scale, rows_per_range, bits)
 
