@@ -74,7 +74,8 @@ class Compressor:
         x = as_float32(x)
         num_features = x.shape[1]
         if self.projection_ratio > 1:
-            x = project(x, seed, count_projected(num_features, self.projection_ratio))
+            width = count_projected(num_features, self.projection_ratio)
+            x = project(x, seed, width, self.compile)
         if self.bits == 32:
             return CompressedActivation(self, num_features, x.shape, (x, seed))
         kept = compress_blocks(
@@ -101,8 +102,16 @@ class CompressedActivation:
 
     @property
     def is_finite(self) -> Tensor:
-        """() bool on the device, False where the activation held NaN or infinity."""
-        return torch.isfinite(self.tensors[-2]).all()
+        """() bool on the device, False where decoding gives NaN or infinity.
+
+        So it does where the activation held either, and where a block's range, rounded
+        outwards, is more than float32 can hold.
+        """
+        if self.compressor.bits == 32:
+            return torch.isfinite(self.tensors[0]).all()
+        _, zero_point, scale, _ = self.tensors
+        reach = scale.to(torch.float32) * (2**self.compressor.bits - 1)
+        return torch.isfinite(zero_point.to(torch.float32) + reach).all()
 
     def read(self, tensors: tuple[Tensor, ...]) -> "CompressedActivation":
         """The same activation around tensors that autograd has handed back."""
@@ -131,7 +140,7 @@ class CompressedActivation:
         """An unbiased estimate of the activation, (num_nodes, num_features)."""
         values = self.projected()
         if self.compressor.projection_ratio > 1:
-            values = unproject(values, self.tensors[-1], self.num_features)
+            values = self._unproject(values)
         return values
 
     def weight_gradient(
@@ -141,5 +150,9 @@ class CompressedActivation:
         """gradientᵀ · activation, (num_outputs, num_features), formed projected."""
         product = as_float32(gradient, "gradient").T @ self.projected()
         if self.compressor.projection_ratio > 1:
-            product = unproject(product, self.tensors[-1], self.num_features)
+            product = self._unproject(product)
         return product
+
+    def _unproject(self, values: Tensor) -> Tensor:
+        seed, compile = self.tensors[-1], self.compressor.compile
+        return unproject(values, seed, self.num_features, compile)

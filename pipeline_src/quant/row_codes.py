@@ -31,7 +31,8 @@ from pipeline_src.quant.fusion import fuse, fusion_pays
 
 _WORD_BITS = 8
 _BFLOAT16_DROPS = 16  # bits of a float32
-# A scale below this has no float32 reciprocal; such a range takes code 0.
+# As in blockwise.py: such a range takes code 0, which errs by less than 2**bits times
+# this.
 _SMALLEST_SCALE = 2.0**-120
 _FITTING_ROUNDS = 4  # of codes and grid in turn; more change little
 
@@ -45,6 +46,11 @@ def count_words(num_values: int, bits: int) -> int:
     return num_values if bits == 16 else -(-num_values * bits // _WORD_BITS)
 
 
+def codes_per_word(bits: int) -> int:
+    """Codes that share a storage word."""
+    return 1 if bits == 16 else _WORD_BITS // bits
+
+
 def grid_of(
     smallest: Tensor,  # float32, any shape, feature units
     largest: Tensor,
@@ -53,13 +59,17 @@ def grid_of(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Zero point, scale and inverse scale of ranges, float32 that metadata holds.
 
-    The inverse is 0 where the scale is too small to have one: code 0 for all.
+    The inverse is 0 where the scale is too small: code 0 for all. The zero point is NaN
+    where the last code would stand for no finite number, so that all values are read
+    as NaN: where an end is not finite, or the range is more than float32 can hold.
     """
     if metadata == torch.bfloat16:
         smallest, dropped = round_down(smallest), _BFLOAT16_DROPS
     else:
         dropped = bits if bits > 1 else 0
-    scale = _round_up((largest - smallest) / (2**bits - 1), dropped)
+    num_bins = 2**bits - 1
+    scale = _round_up((largest - smallest) / num_bins, dropped)
+    smallest = torch.where(_is_held(smallest, scale, num_bins), smallest, torch.nan)
     return smallest, scale, torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
 
 
@@ -102,7 +112,8 @@ def support_grid_of(
     dropped = _BFLOAT16_DROPS if metadata == torch.bfloat16 else bits
     scale = _round_up(scale, dropped)
     inverse = torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
-    has_zeros = (smallest == 0) & torch.isfinite(largest)
+    # What cannot be held, sums above float32 among them, is left to the plain range.
+    has_zeros = (smallest == 0) & _is_held(first, scale, 2**bits - 2)
     fitted = (first, -scale, -inverse)
     first, scale, inverse = (
         torch.where(has_zeros, one, other)
@@ -117,10 +128,24 @@ def encode(
     inverse_scale: Tensor,
     bits: int,  # 1 .. 16
     compile: str = "auto",
+    few_rows: bool = False,  # of any length: their number is a kernel's constant
 ) -> Tensor:
     """Codes packed row by row, (num_rows, words): uint8, at 16 bits int16."""
-    fused = fusion_pays(x.numel(), x.device, compile) and min(x.shape) > 1
-    return (_encode_fused if fused else _encode)(x, zero_point, inverse_scale, bits)
+    kernel = _encode
+    if fusion_pays(x.numel(), x.device, compile):
+        kernel = _encode_few_fused if few_rows else _encode_fused
+    return kernel(x, zero_point, inverse_scale, bits)
+
+
+def pack_by_row(
+    x: Tensor,  # (num_rows, num_values) float32
+    bits: int,
+    metadata: torch.dtype,
+    compile: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A range for each row, then encode: words, zero point and scale, in one launch."""
+    fused = fusion_pays(x.numel(), x.device, compile)
+    return (_pack_fused if fused else _pack)(x, bits, metadata)
 
 
 def values_of(codes: Tensor, zero_point: Tensor, scale: Tensor) -> Tensor:
@@ -153,7 +178,7 @@ def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> 
     codes = torch.where((marked > 0) & (x == 0), 0.0, codes).to(torch.int32)
     if bits == 16:
         return codes.to(torch.int16)  # wraps round; reading masks the sign away
-    per_word = _WORD_BITS // bits
+    per_word = codes_per_word(bits)
     num_words = (x.shape[1] + per_word - 1) // per_word
     codes = functional.pad(codes, (0, per_word * num_words - x.shape[1]))
     codes = codes.view(x.shape[0], per_word, num_words)
@@ -163,7 +188,22 @@ def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> 
     return packed.to(torch.uint8)
 
 
+def _pack(x: Tensor, bits: int, metadata: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    grid = grid_of(x.amin(dim=1), x.amax(dim=1), bits, metadata)
+    zero_point, scale, inverse_scale = grid
+    words = _encode(x, zero_point[:, None], inverse_scale[:, None], bits)
+    return words, zero_point.to(metadata), scale.to(metadata)
+
+
+_pack_fused = fuse(_pack, rows={"x": 0})
+_encode_few_fused = fuse(_encode, rows={"x": 1, "zero_point": 1, "inverse_scale": 1})
 _encode_fused = fuse(_encode, rows={"x": 0, "zero_point": 0, "inverse_scale": 0})
+
+
+def _is_held(first: Tensor, scale: Tensor, num_steps: int) -> Tensor:
+    """Whether first + num_steps * scale is finite, also before it is added up."""
+    reach = scale * num_steps  # exact, so that fusing it with the sum changes nothing
+    return torch.isfinite(reach) & torch.isfinite(first + reach)
 
 
 def _round_up(x: Tensor, dropped: int) -> Tensor:
