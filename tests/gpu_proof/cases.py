@@ -246,6 +246,19 @@ def _encode_rows(bits: int, marked: bool) -> Any:
     return operate
 
 
+def _encode_segments(bits: int) -> Any:
+    """As pack_segments does: few rows of any length, values of a node together."""
+
+    def operate(device: str, size: Size) -> Any:
+        x = torch.randn(size, device=device).T
+        first, last = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
+        inverse = (2**bits - 1) / (last - first)
+        grid = (one.expand(x.shape).T.contiguous().T for one in (first, inverse))
+        return encode_rows(x, *grid, bits, "true", few_rows=True)
+
+    return operate
+
+
 def _pack_rows(bits: int) -> Any:
     def operate(device: str, size: Size) -> Any:
         x = torch.randn(size, device=device)
@@ -325,6 +338,9 @@ def _rows_and_segments() -> Iterator[Case]:
         title = f"gather {'+'.join(map(str, widths))} bits"
         yield Case(title, "feature_store._gather", _gather(widths), **gathered)
     for bits in CODE_BITS:
+        title = f"encode_segments {bits} bits"
+        few: dict[str, Any] = {"large": (EDGES, 8), "more": ((101, 8), (64, 8))}
+        yield Case(title, "row_codes._encode_few", _encode_segments(bits), **few)
         title = f"decode_segments {bits} bits"
         operate = _decode_segments(bits)
         yield Case(title, "segment_store._decode", operate, **segments)
