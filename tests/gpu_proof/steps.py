@@ -13,7 +13,7 @@ host and device) and what mixes devices is a fault.
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +51,7 @@ _MATMUL = {"mm", "addmm", "addmm_", "bmm", "matmul"}
 _LOSS = {
     *("_log_softmax", "nll_loss_forward", "nll_loss_backward"),
     *("_log_softmax_backward_data", "index", "index_put", "_index_put_impl_"),
+    "ones_like",  # where backward starts
 }
 _WAITS = {
     *("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"),
@@ -152,7 +153,7 @@ def traced(policy: str, layer: str, batch_norm: bool) -> Step:
         many_tensors_at_once(),
         mock.patch.object(lean, "RUN_VALUES", lean.RUN_VALUES_ON_GPU),
         # It knows no meta device; the library only ever switches it off.
-        mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()),
+        mock.patch.object(torch, "autocast", _switched_off),
         recorded(False, unobserved) as calls,
     ):
         trainer.step(0)
@@ -161,6 +162,10 @@ def traced(policy: str, layer: str, batch_norm: bool) -> Step:
         seen.watch(lambda: trainer.step(1))
     seen.kernels.update(call.kernel for call in calls)
     return seen
+
+
+def _switched_off(*_: Any, **__: Any) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def rows() -> list[dict[str, str]]:
