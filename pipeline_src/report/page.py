@@ -17,6 +17,8 @@ from typing import Any
 import jinja2
 import xarray as xr
 
+from pipeline_src.report.markdown import cells
+
 FIGURE_TYPES = {"svg": "image/svg+xml", "png": "image/png"}  # the first is preferred
 
 
@@ -92,7 +94,7 @@ def read_markdown(page: str) -> Section:
         ValueError: if the page holds no table.
     """
     lines = page.splitlines()
-    table = [_cells(line) for line in lines if line.startswith("|")]
+    table = [cells(line) for line in lines if line.startswith("|")]
     if len(table) < 2:
         raise ValueError(f"expected a Markdown page with a table, got {page[:80]!r}")
     prose = [line for line in lines if line and not line.startswith("|")]
@@ -133,12 +135,6 @@ def _flatten(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _distinct(runs: xr.Dataset, name: str) -> list[str]:
     return list(dict.fromkeys(str(value) for value in runs[name].values))
-
-
-def _cells(line: str) -> list[str]:
-    """Split a row at its bars, but not at escaped ones."""
-    bare = line.strip()[1:-1].replace("\\|", "\0")
-    return [cell.strip().replace("\0", "|") for cell in bare.split("|")]
 
 
 def _caption(template: str, figure: str) -> str:

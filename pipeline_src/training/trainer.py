@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from pipeline_src.gnn.models import Keep
 from pipeline_src.graphs.graph import Graph
+from pipeline_src.graphs.splits import refuse_empty_splits
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.training.adam import Adam
 from pipeline_src.training.networks import (
@@ -46,6 +47,7 @@ class Trainer:
         watch: Callable[[Keep], Keep] | None = None,  # stands between, policy exact
     ) -> None:
         """Seed torch's global generators and build what the specification names."""
+        refuse_empty_splits({"train_index": graph.train_index})
         torch.manual_seed(seed)
         self.spec = spec
         self.seed = seed
@@ -96,7 +98,9 @@ class Trainer:
         output = self.model(self.graph.features, self.aggregation)
         self._finite_logits.logical_and_(output.isfinite().all())
         is_right = (output.argmax(dim=1) == self.graph.labels).to(torch.float32)
-        return torch.stack([is_right[index].mean() for index in splits(self.graph)])
+        return torch.stack(
+            [is_right[index].mean() for index in self.graph.splits.values()]
+        )
 
     def check_finite(self, losses: Tensor) -> None:
         """Raise if anything so far was NaN or infinite; waits for the device.
@@ -145,8 +149,3 @@ def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     raise ValueError(
         f"loss must be 'cross_entropy' or 'log_cross_entropy', got {kind!r}"
     )
-
-
-def splits(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes to train, validate and test on."""
-    return graph.train_index, graph.validation_index, graph.test_index

@@ -142,6 +142,11 @@ def test_mappings_of_the_yaml_reader_become_plain(config):
         ("device", "gpu", r"^device: got 'gpu'; allowed: auto, cpu, cuda$"),
         ("compile", 1, r"^compile: got 1; allowed: auto, true, false$"),
         ("data_mirror", "", r"^data_mirror: expected text that is not empty, got ''$"),
+        (
+            "data_mirror",
+            "ftp://x",
+            r"^data_mirror: expected a folder \(/path, ~/path, ",
+        ),
         ("data_mirror", 3, r"^data_mirror: expected text or null, got 3$"),
         ("sweeps.0.graphs", [], r"^sweeps\[0\]\.graphs: expected at least 1 entry"),
         (

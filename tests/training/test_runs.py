@@ -545,3 +545,44 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
         resolve_device("cuda")
     with pytest.raises(ValueError, match=r"must be auto, cpu or cuda, got 'tpu'"):
         resolve_device("tpu")
+
+
+NOBODY = torch.tensor([], dtype=torch.int64)
+
+
+@pytest.mark.parametrize("split", ["train_index", "validation_index", "test_index"])
+def test_a_split_without_nodes_is_refused_before_the_first_epoch(split, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("an epoch began"))
+    graph = dataclasses.replace(GRAPH, **{split: NOBODY})
+    with pytest.raises(ValueError, match=f"^{split}: expected at least one node to"):
+        train_run(run_spec(FULL), graph)
+    if split == "train_index":  # all that a measurement needs
+        with pytest.raises(ValueError, match=r"^train_index: expected at least one"):
+            Trainer(run_spec(FULL), graph, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        (
+            {"test_index": torch.cat([GRAPH.validation_index[:3], GRAPH.test_index])},
+            "synthetic: validation_index and test_index share 3 nodes",
+        ),
+        (
+            {"validation_index": GRAPH.train_index},
+            f"train_index and validation_index share {len(GRAPH.train_index)} nodes",
+        ),
+        (
+            {"test_index": (GRAPH.labels == 1).nonzero()[:7].flatten()},
+            "all 7 nodes of test_index are of one class",
+        ),
+    ],
+    ids=["overlap", "same", "class"],
+)
+def test_a_doubtful_split_is_logged_and_recorded(changes, doubt, caplog):
+    graph = dataclasses.replace(GRAPH, **changes)
+    with caplog.at_level(logging.WARNING):
+        record = train_run(run_spec(FULL), graph)
+    assert doubt in caplog.text
+    assert doubt in record.attrs["provenance"]
+    assert "doubts" not in train_run(run_spec(FULL), GRAPH).attrs["provenance"]
