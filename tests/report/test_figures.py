@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_up_records import (
     ABLATION,
@@ -320,8 +321,16 @@ def test_the_front_joins_what_nothing_beats_in_both(tmp_path):
     methods = ("pyg-eager", "exact", "lean1", "lean2", "lean4")
     record = made_up_benchmark(methods=methods)
     record["epoch_time"][2] *= 4
-    (front,) = layer_data(plot_pareto(collected(tmp_path, record)), "geom_step")
-    assert front["label"].tolist() == ["lean INT2", "lean INT1"]
+    plot = plot_pareto(collected(tmp_path, record))
+    (front,) = layer_data(plot, "geom_step")
+    points = pd.concat(layer_data(plot, "geom_point")).set_index("label")
+    fast, small = points.loc["lean INT2"], points.loc["lean INT1"]
+    assert front["cost"].tolist()[:3] == [fast["cost"], fast["cost"], small["cost"]]
+    assert front["peak"].tolist()[1:] == [fast["peak"], small["peak"], small["peak"]]
+    # From edge to edge: else a step of it looks like a line from a point to its label.
+    (corners,) = layer_data(plot, "geom_blank")
+    assert front["peak"].iloc[0] == corners["peak"].max()
+    assert front["cost"].iloc[-1] == corners["cost"].max()
 
 
 def test_labels_hide_no_point_and_no_label():

@@ -14,6 +14,7 @@ from pipeline_src.report.tables.kernels import kernel_table
 from pipeline_src.report.tables.memory import memory_table
 from pipeline_src.report.tables.table import to_csv, to_markdown
 from pipeline_src.report.tables.training import training_table
+from pipeline_src.training.spec import RunSpec
 
 
 def main(
@@ -22,6 +23,8 @@ def main(
     boundaries_path: Path,
     kernels_path: Path | None,
     features_path: Path | None,
+    counted: list[RunSpec],
+    labels: dict[str, str],
     outputs: dict[str, Path],  # "accuracy.md", "accuracy.csv", ...
 ) -> None:
     runs = read_dataset(runs_path)
@@ -29,7 +32,7 @@ def main(
     boundaries = read_dataset(boundaries_path)
     tables = {
         "accuracy": accuracy_table(runs),
-        "memory": memory_table(runs),
+        "memory": memory_table(runs, counted, labels),
         "training": training_table(runs),
         "ablation": ablation_table(runs),
         "distributions": distribution_table(distributions),
@@ -54,5 +57,10 @@ if __name__ == "__main__":
             Path(snakemake.input.boundaries),
             Path(kernels) if kernels else None,
             Path(features) if features else None,
+            [
+                RunSpec.from_params(text, device="auto", compile="auto")
+                for text in snakemake.params.counted
+            ],
+            snakemake.params.labels,
             {Path(path).name: Path(path) for path in snakemake.output},
         )
