@@ -22,8 +22,8 @@ COPY --chown=runner config ./config
 COPY --chown=runner workflow ./workflow
 COPY --chown=runner pipeline_src ./pipeline_src
 
-# Caches in a place that any user may write to, as with --user.
-ENV XDG_CACHE_HOME=/tmp/cache MPLCONFIGDIR=/tmp/matplotlib
+# A home and caches in a place that any user may write to, as with --user.
+ENV XDG_CACHE_HOME=/tmp/cache HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
 USER runner
 ENTRYPOINT ["snakemake"]
 CMD ["--cores", "all"]

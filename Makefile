@@ -4,38 +4,56 @@
 # make docs      the site below docs/_build/html; a broken link or reference fails
 # make gpu-proof what can be proven of the GPU's kernels on any machine; fetches Triton
 # Each makes the environment in .venv first when it is missing or out of date.
+# make gpu       measures a GPU within ten minutes; uses PYTHON as it is, installs nothing
 
 VENV ?= .venv
 PYTHON ?= python3
 CORES ?= all
+DEVICE ?= cuda
+SECONDS ?= 600
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
-
 # Beside the environment, which stays as it is: with Triton in it, torch acts otherwise.
 TRITON := .cache/triton
 
-.PHONY: results test lint docs gpu-proof
+# Tools are called as modules: the first line of a script names its interpreter, and what
+# it may not name, such as a folder in quotes, differs from system to system.
+RUN := $(BIN)/python -m
+PIP := $(RUN) pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+ifneq ($(words $(VENV)),1)
+$(error VENV is '$(VENV)': expected a path without blanks, which make cannot quote)
+endif
+
+# Snakemake and pip want a home, and a process whose user nobody knows has none.
+ifndef HOME
+export HOME := $(or $(shell getent passwd "$$(id -u)" | cut -d : -f 6),/tmp)
+endif
+
+.PHONY: results test lint docs gpu gpu-proof
 
 results: $(VENV)/.installed
-	$(BIN)/snakemake --cores $(CORES)
+	$(RUN) snakemake --cores $(CORES)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/snakefmt --check Snakefile workflow
-	$(BIN)/snakemake --lint
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) snakefmt --check Snakefile workflow
+	$(RUN) snakemake --lint
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q docs docs/_build/html
+	$(RUN) sphinx --fail-on-warning --keep-going --nitpicky -q docs docs/_build/html
+
+gpu:
+	$(PYTHON) workflow/gpu.py --device $(DEVICE) --seconds $(SECONDS)
 
 gpu-proof: export PYTHONPATH := $(TRITON)
 gpu-proof: $(TRITON)/.installed
-	$(BIN)/python -m tests.gpu_proof.prove
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu_proof
+	$(RUN) tests.gpu_proof.prove
+	OMP_NUM_THREADS=1 $(RUN) pytest tests/gpu_proof
 
 # No dependencies: pip would take another torch, and gigabytes.
 $(TRITON)/.installed: $(VENV)/.installed

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pipeline_src.gnn.models import (
         GraphNetwork as GraphNetwork,
     )
+    from pipeline_src.gnn.shape import (
+        NetworkShape as NetworkShape,
+    )
     from pipeline_src.graphs.embedded import (
         digits_graph as digits_graph,
         synthetic_graph as synthetic_graph,
@@ -77,6 +80,7 @@ _HOMES = {
     "gnn.aggregation": ("Aggregation", "gcn_aggregation", "mean_aggregation"),
     "gnn.feature_bits": ("FeatureBits",),
     "gnn.models": ("GraphNetwork",),
+    "gnn.shape": ("NetworkShape",),
     "graphs.embedded": ("digits_graph", "synthetic_graph"),
     "graphs.files": ("read_graph", "write_graph"),
     "graphs.graph": ("Adjacency", "Graph", "adjacency_from_edges"),

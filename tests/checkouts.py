@@ -20,7 +20,7 @@ if __name__ == "__main__":
     from pathlib import Path
 
     for path in snakemake.output:
-        Path(path).write_text("made by the test")
+        Path(path).write_text("made by the test: 1 ± 2", encoding="utf-8")
     raise SystemExit
 """
 # Importing Snakemake takes longer than planning a run. A server imports it once, and
@@ -77,12 +77,18 @@ def copy_repository(folder: Path) -> None:
         shutil.copy2(ROOT / file, folder)
 
 
-def run_at_once(folder: Path) -> None:
-    """The default run, by scripts that write their outputs at once and compute nothing.
+def compute_nothing(folder: Path) -> None:
+    """Let the scripts of a copy write their outputs at once.
 
     They keep the imports of the originals, so Snakemake plans as ever.
     """
     for script in (folder / "workflow" / "scripts").glob("*.py"):
-        script.write_text(AT_ONCE + script.read_text(encoding="utf-8"))
+        text = script.read_text(encoding="utf-8")
+        script.write_text(AT_ONCE + text, encoding="utf-8")
+
+
+def run_at_once(folder: Path) -> None:
+    """The default run, by scripts that compute nothing."""
+    compute_nothing(folder)
     snakemake("--cores", "2", cwd=folder)
     assert not planned(cwd=folder)

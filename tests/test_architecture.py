@@ -60,7 +60,6 @@ PACKAGES: dict[str, set[str]] = {
     "records.versions": set(),
     "records.whole_files": set(),
     "quant": {"torch"} | NUMBERS,
-    "quant.boundaries": NUMBERS,
     "quant.row_codes": {"torch"},
     "quant.feature_store": {"torch"},
     "quant.segment_store": {"torch"},
@@ -73,18 +72,28 @@ PACKAGES: dict[str, set[str]] = {
     "graphs.sizes": set(),
     "laws": TABLES,
     "laws.cells": NUMBERS,
+    "laws.clipped_normal": NUMBERS,
+    "laws.solver": NUMBERS,
     "laws.fits": NUMBERS,
     "laws.goodness_of_fit": NUMBERS,
     "laws.truncated_normal": NUMBERS,
     "search": TABLES | {"sklearn"},
     "search.space": NUMBERS,
-    "gnn": {"torch", "torch_geometric"} | NUMBERS,
+    "gnn": {"torch"} | NUMBERS,
+    "gnn.attention": {"torch", "torch_geometric"},
+    "gnn.pyg": {"torch", "torch_geometric"},
+    "gnn.pyg.technique": set(),  # importing PyTorch Geometric takes seconds
+    "gnn.shape": set(),
     "gnn.feature_bits": {"torch"},
     "training": {"torch", "psutil"} | TABLES,
     "training.spec": set(),
     "training.observations": {"torch"} | NUMBERS,
     "measuring": {"torch"} | TABLES,
     "measuring.byte_books": set(),
+    # A machine with a GPU may have torch and little else.
+    "measuring.gpu": {"torch"},
+    "measuring.gpu.results": set(),
+    "measuring.gpu.summary": set(),
     # The only place that names packages which are no dependencies.
     "measuring.rivals": {"torch", "torchao", "bitsandbytes"},
     "collecting": TABLES,
@@ -100,34 +109,49 @@ PACKAGES: dict[str, set[str]] = {
     "settings.rounds": TABLES,
     "settings.choice": TABLES,
     "report": {"jinja2"} | TABLES,
+    "report.markdown": set(),
     "report.figures": PICTURES,
     "report.drawing": PICTURES,
     "configuration": LIGHT,
 }
 # Where the order allows more than the idea of a module: all of ours that it may import.
 STRICTER: dict[str, set[str]] = {
-    "quant.boundaries": set(),
-    "quant.sparse_rows": set(),
+    "quant.dtypes": set(),
+    "quant.references": set(),
+    "quant.first_order": set(),
+    "quant.sparse_rows": {"quant.dtypes"},
     "quant.row_codes": {"quant.blockwise", "quant.fusion"},
-    "quant.feature_store": {"quant.fusion", "quant.row_codes"},
-    "quant.segment_store": {"quant.fusion", "quant.row_codes"},
+    "quant.feature_store": {"quant.dtypes", "quant.fusion", "quant.row_codes"},
+    "quant.segment_store": {"quant.dtypes", "quant.fusion", "quant.row_codes"},
     "graphs": {"graphs", "records.whole_files"},
     "graphs.fetching": {"graphs.raw_sources"},
-    "graphs.sparse_features": {"quant.references"},
+    "graphs.sparse_features": {
+        *("quant.dtypes", "quant.first_order", "quant.references")
+    },
     "gnn": {"gnn", "graphs", "quant"},
     "gnn.feature_bits": {"quant.feature_store"},
+    "gnn.pyg.technique": set(),
+    "gnn.shape": set(),
     # It is in every job: whatever it imported, every job would import and depend on.
     "records.job_log": {"records.devices", "records.versions"},
     "records.datasets": {"records.versions", "records.whole_files"},
-    "laws": {"laws", "quant.boundaries"},
+    "laws": {"laws"},
     "laws.solved_boundaries": {"records.datasets"},
-    "laws.boundary_table": {"quant.boundaries"},
+    "laws.boundary_table": {"laws.clipped_normal", "laws.solver"},
     # It receives `evaluate` as a function, so it knows nothing of networks.
     "search": {"search", "records.datasets"},
     "training.spec": set(),
     "training.observations": set(),
     "measuring.byte_books": {"training.meters", "training.spec", "graphs.sizes"},
     "measuring.rivals": set(),
+    # Nothing that imports xarray or netCDF4.
+    "measuring.gpu": {
+        *("measuring.byte_books", "measuring.gpu", "measuring.rivals"),
+        *("gnn.aggregation", "graphs", "quant.blockwise", "training.meters"),
+        *("training.spec", "training.step_memory", "training.trainer"),
+    },
+    "measuring.gpu.results": set(),
+    "measuring.gpu.summary": {"measuring.gpu.results"},
     "collecting": {"collecting", "records.datasets", "training.spec", "graphs.sizes"},
     "features.plans": {"training.spec"},
     "features.training": {"gnn", "graphs", "quant.feature_store"},
@@ -141,8 +165,8 @@ STRICTER: dict[str, set[str]] = {
         *("settings.plans", "settings.rounds", "settings.space"),
         *("search.result", "records.datasets"),
     },
-    "report": {"records.datasets"},
-    "report.tables": {"report.tables"},
+    "report": {"records.datasets", "report.markdown"},
+    "report.tables": {"report.tables", "report.markdown"},
     "report.tables.counted": {
         *("measuring.byte_books", "training.spec", "graphs.sizes")
     },
@@ -152,6 +176,7 @@ STRICTER: dict[str, set[str]] = {
     # Every start of Snakemake imports it.
     "configuration": {
         *("configuration", "features.plans", "settings.plans", "settings.checks"),
+        "graphs.fetching",  # what a mirror can be
         "training.spec",
     },
 }

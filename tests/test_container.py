@@ -59,6 +59,8 @@ def faults(recipe):
         for words in of.get(name, []):
             if SECRET.search(words):
                 yield f"{name}: looks like a secret: {words}"
+    if not any(re.search(r"(^| )HOME=/tmp\b", words) for words in of.get("ENV", [])):
+        yield "ENV: expected a HOME for any --user; Snakemake stops without one"
     names = [name for name, _ in found]
     if of.get("USER", ["root"])[-1].split(":")[0] in ("root", "0"):
         yield "USER: expected one that is not root"
@@ -94,6 +96,7 @@ def test_the_recipe_breaks_no_rule():
         ("--no-cache-dir ", "", "RUN: pip without --no-cache-dir"),
         ("--requirement /tmp/pins.txt", "torch==2.11.0", "RUN: pip takes its pins"),
         ("ENV XDG_CACHE_HOME", "ENV API_KEY=1 XDG_CACHE_HOME", "ENV: looks like a sec"),
+        (" HOME=/tmp", "", "ENV: expected a HOME"),
         ("USER runner\n", "", "USER: expected one that"),
         ("USER runner\n", "USER 0\n", "USER: expected one that"),
         ("WORKDIR /pipeline", "WORKDIR pipeline", "WORKDIR: expected"),

@@ -163,7 +163,7 @@ def table(run: Run, folder: Path, now: float) -> str:
             failed.append(f"{name}: see {job.log}")
         elif job.state == "running":
             path = folder / job.log
-            log = path.read_text(errors="replace") if path.is_file() else ""
+            log = log_text(path) if path.is_file() else ""
             if seeds := seeds_of(job.name, log):
                 done, num_seeds, shares[number] = seeds
                 name += f": {done} of {num_seeds} seeds, {shares[number]:.0%},"
@@ -215,10 +215,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def log_text(path: Path) -> str:
+    """Of a log, which may be cut in the middle of a character."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def newest_log(folder: Path) -> str | None:
     """Text of the log of the last call; a cluster's jobs write logs of their own."""
     for path in sorted((folder / ".snakemake" / "log").glob("*.log"), reverse=True):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = log_text(path)
         command = re.search(r"^  Command: .*", text, re.M)
         if command and " --mode " not in command[0]:
             return text
@@ -232,6 +237,7 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=5.0, help="seconds")
     parser.add_argument("--once", action="store_true", help="show it once")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale
     once = options.once or not sys.stdout.isatty()
     while True:
         text = newest_log(options.directory)

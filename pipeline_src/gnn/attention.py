@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch_geometric.nn.inits import glorot
 from torch_geometric.utils import softmax
@@ -40,6 +39,7 @@ from pipeline_src.gnn.message_plan import MessagePlan, Run
 from pipeline_src.gnn.quantized_points import QuantizedPoints
 from pipeline_src.graphs.sparse_features import SparseFeatures
 from pipeline_src.quant.feature_store import FeatureStore
+from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.references import check_unchanged
 
 _LEAKY_SLOPE = 0.2  # of GAT's scores
@@ -133,7 +133,7 @@ class GcnAggregate(Function):
         return gcn_sum(FeatureStore.full(x), plan)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """The transposed sum."""
         check_unchanged(ctx.references)

@@ -20,6 +20,7 @@ from pipeline_src.gnn.attention import (
 from pipeline_src.gnn.feature_bits import ElementCount, Elements
 from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.gnn.quantized_points import QuantizedPoints
+from pipeline_src.quant.dtypes import SUPPORTED, check_dtype
 from pipeline_src.quant.feature_store import FeatureStore
 
 MODELS = ("gcn", "agnn", "gat")
@@ -139,12 +140,16 @@ class FeatureNetwork(nn.Module):
 
         Raises:
             ValueError: if the table of bits is for another number of layers.
+            TypeError: if features are of a type that does not fit the parameters.
         """
         if points is not None and points.bits.num_layers != self.num_layers:
             raise ValueError(
                 f"bits must be a table of {self.num_layers} layers, "
                 f"got {points.bits.num_layers}"
             )
+        own = next(self.parameters()).dtype
+        if isinstance(x, Tensor):
+            check_dtype(x, "x", SUPPORTED if own == torch.float32 else (own,))
         on = Pass(plan, points)
         parts = zip(self.layers, self.nonlinearities, self.dropouts, strict=True)
         for i, (layer, nonlinearity, dropout) in enumerate(parts):

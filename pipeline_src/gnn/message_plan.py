@@ -148,6 +148,8 @@ class MessagePlan:
 
 def join(parts: Iterable[Tensor], num_rows: int) -> Tensor:
     """Rows one part after another; without autograd, no second copy of all."""
+    if num_rows == 0:
+        raise ValueError("expected at least one row, got an empty graph")
     if torch.is_grad_enabled():
         return torch.cat(list(parts))
     output, start = None, 0
@@ -156,8 +158,7 @@ def join(parts: Iterable[Tensor], num_rows: int) -> Tensor:
             output = part.new_empty((num_rows, *part.shape[1:]))
         output[start : start + part.shape[0]] = part
         start += part.shape[0]
-    if output is None:
-        raise ValueError("expected at least one row, got an empty graph")
+    assert output is not None, "there are rows, so there are parts"
     return output
 
 

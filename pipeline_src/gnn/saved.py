@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from pipeline_src.gnn.aggregation import Aggregation
 from pipeline_src.quant.bitmask import mask_gradient, pack_mask
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
+from pipeline_src.quant.dtypes import SUPPORTED, check_dtype
+from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.references import check_unchanged, watch
 
 
@@ -87,7 +88,7 @@ class SageConvolution(Function):
         return output.addmm_(x, weight_root.T)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (kept_input, kept_aggregated), (weight_neighbor, weight_root) = _kept(ctx)
         grad_input = None
@@ -123,7 +124,7 @@ class GcnConvolution(Function):
         return aggregation(x @ weight.T).add_(bias)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (kept_input,), (weight,) = _kept(ctx)
         grad_transformed = ctx.aggregation.transpose(gradient)
@@ -154,6 +155,7 @@ class BatchNormalization(Function):
         seeds: Tensor,  # (1,) int32
         finite: Tensor,  # (1,) bool, cleared where the activation is not finite
     ) -> Tensor:
+        check_dtype(x, "x", (torch.float32,))
         output, mean, inverse_std = torch.native_batch_norm(
             x, weight, bias, running_mean, running_var, by_batch, momentum, eps
         )
@@ -165,7 +167,7 @@ class BatchNormalization(Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (kept,), (weight, mean, inverse_std, *running) = _kept(ctx)
         grad_input, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
@@ -187,12 +189,13 @@ class ReluWithBitMask(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, compile: str) -> Tensor:
+        check_dtype(x, "x", SUPPORTED)
         ctx.save_for_backward(pack_mask(x > 0, compile))
         ctx.compile = compile
         return torch.relu(x)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         return mask_gradient(gradient, packed, compile=ctx.compile), None
@@ -203,6 +206,7 @@ class DropoutWithBitMask(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float, compile: str) -> Tensor:
+        check_dtype(x, "x", SUPPORTED)
         output, mask = torch.native_dropout(x, probability, True)
         ctx.save_for_backward(pack_mask(mask, compile))
         ctx.factor = 1.0 / (1.0 - probability)
@@ -210,7 +214,7 @@ class DropoutWithBitMask(Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         return mask_gradient(gradient, packed, ctx.factor, ctx.compile), None, None
@@ -225,7 +229,7 @@ class Aggregate(Function):
         return aggregation(x)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
         _kept(ctx)
         return ctx.aggregation.transpose(gradient), None

@@ -19,8 +19,10 @@ from pipeline_src.graphs.edges import (
     rows_from_edges,
     same_rows,
     transposed_rows,
+    whole_numbers,
 )
 from pipeline_src.graphs.sizes import GraphSizes
+from pipeline_src.graphs.splits import refuse_empty_splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,15 @@ class Graph:
         return self.features.shape[1]
 
     @property
+    def splits(self) -> dict[str, Tensor]:
+        """Nodes to train, validate and test on, by their names here."""
+        return {
+            "train_index": self.train_index,
+            "validation_index": self.validation_index,
+            "test_index": self.test_index,
+        }
+
+    @property
     def sizes(self) -> GraphSizes:
         """What bytes follow from."""
         return GraphSizes(
@@ -127,8 +138,8 @@ class Graph:
 
 
 def adjacency_from_edges(
-    source: np.ndarray,  # (num_edges,) int, the node that sends
-    target: np.ndarray,  # (num_edges,) int, the node that receives
+    source: np.ndarray,  # (num_edges,) whole numbers, the node that sends
+    target: np.ndarray,  # (num_edges,) whole numbers, the node that receives
     num_nodes: int,
     *,
     symmetrize: bool = True,
@@ -139,13 +150,16 @@ def adjacency_from_edges(
     is stored as well, unless the list happens to be symmetric.
 
     Raises:
-        ValueError: if an edge names a node outside 0 .. num_nodes - 1.
+        ValueError: if an edge names what is no node of 0 .. num_nodes - 1.
+        TypeError: if an array does not hold numbers.
 
     >>> two_edges = adjacency_from_edges(np.array([0, 1]), np.array([1, 2]), 3)
     >>> two_edges.column.tolist(), two_edges.degree.tolist()
     ([1, 0, 2, 1], [1, 2, 1])
     """
-    source, target = np.asarray(source), np.asarray(target)
+    # Before they are joined: NumPy joins int64 and uint64 to float64.
+    source = whole_numbers("source", np.asarray(source))
+    target = whole_numbers("target", np.asarray(target))
     if symmetrize:
         both = np.concatenate([source, target]), np.concatenate([target, source])
         return _adjacency(rows_from_edges(*both, num_nodes))
@@ -175,17 +189,13 @@ def check_graph(graph: Graph) -> None:
             raise ValueError(
                 f"{name}: expected {graph.num_nodes} nodes as in features, got {count}"
             )
-    splits = {
-        "train_index": graph.train_index,
-        "validation_index": graph.validation_index,
-        "test_index": graph.test_index,
-    }
-    for name, index in splits.items():
+    for name, index in graph.splits.items():
         _check_tensor(name, index, torch.int64, 1)
         _check_range(name, index, graph.num_nodes)
-    used = torch.cat(list(splits.values()))
+    refuse_empty_splits(graph.splits)
+    used = torch.cat(list(graph.splits.values()))
     if used.unique().numel() != used.numel():
-        raise ValueError(f"{', '.join(splits)}: expected each node once at most")
+        raise ValueError(f"{', '.join(graph.splits)}: expected each node once at most")
     forward = _rows(adjacency)
     backward = _rows(adjacency.transposed) if adjacency.transposed else forward
     check_rows(*forward)

@@ -25,6 +25,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
+from pipeline_src.graphs.edges import whole_numbers
 from pipeline_src.graphs.files import DAMAGE, refuse_large_archive
 from pipeline_src.graphs.graph import (
     Adjacency,
@@ -90,7 +91,7 @@ def read_planetoid(graph: str, folder: Path, normalize_rows: bool = True) -> Gra
 
     neighbors = part("graph")
     source = np.repeat(list(neighbors), [len(row) for row in neighbors.values()])
-    target = np.concatenate([np.asarray(row, int) for row in neighbors.values()])
+    target = np.concatenate([np.asarray(row) for row in neighbors.values()])
     no_loop = source != target
     num_train = len(part("y"))
     return Graph(
@@ -117,7 +118,7 @@ def read_gnn_benchmark(graph: str, folder: Path) -> Graph:
     refuse_large_archive(path)
     with np.load(path, allow_pickle=False) as file:
         edges, words = _stored_rows(file, "adj_"), _stored_rows(file, "attr_")
-        labels = file["labels"].astype(np.int64)
+        labels = whole_numbers("labels", file["labels"])
     words.sum_duplicates()
     words.data[words.data > 0] = 1
     edges = edges.tocoo()
@@ -161,7 +162,7 @@ def read_reddit(graph: str, folder: Path) -> Graph:
         source, target = file["row"], file["col"]
     with np.load(raw / "reddit_data.npz", allow_pickle=False) as file:
         features = file["feature"].astype(np.float32)
-        labels = file["label"].astype(np.int64)
+        labels = whole_numbers("label", file["label"])
         node_types = file["node_types"]
     splits = [np.flatnonzero(node_types == kind) for kind in (1, 2, 3)]
     adjacency = adjacency_from_edges(source, target, len(features), symmetrize=False)
@@ -231,7 +232,9 @@ def _stored_rows(file: Any, prefix: str) -> sp.csr_array:
     data, indices, indptr, shape = (
         file[f"{prefix}{part}"] for part in ("data", "indices", "indptr", "shape")
     )
-    rows = sp.csr_array((data, indices, indptr), shape=tuple(shape))
+    columns = whole_numbers(f"{prefix}indices", indices)
+    pointer = whole_numbers(f"{prefix}indptr", indptr)
+    rows = sp.csr_array((data, columns, pointer), shape=tuple(shape))
     rows.check_format(full_check=True)
     return rows.astype(np.float32)
 

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from pipeline_src.quant.dtypes import as_floats
+from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.references import check_unchanged, watch
 
 # Where the two ways cost about the same on a CPU lies between PubMed (a tenth of the
@@ -46,12 +47,14 @@ class SparseFeatures:
         Raises:
             ValueError: if the matrix needs a gradient, which the entries left out
                 would not get.
+            TypeError: if it does not hold real numbers.
         """
         if x.requires_grad:
             raise ValueError(
                 "features that need a gradient cannot be kept without their zeros, "
                 "which need one too; pass them dense, or x.detach()"
             )
+        x = as_floats(x)
         row, column = x.nonzero(as_tuple=True)
         by_column = torch.argsort(column, stable=True)
         return cls(
@@ -103,7 +106,7 @@ class _SparseProduct(Function):
         return features.product(values, weight)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of the weights; features take none."""
         check_unchanged(ctx.references)

@@ -7,33 +7,33 @@ several times what the copying does.
 
 The machine's speed drifts, so all calls take turns: for each width and block size a
 copy, a clone, and one call of each implementation, again and again. Ratios of medians
-then mean something even where seconds do not.
+then mean something even where seconds do not. On a GPU a sample is the mean of several
+calls on buffers that take turns, between events that wait for no host (gpu/clock.py).
 """
 
-import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 
-from pipeline_src.measuring.rivals import RIVALS, Kernels, rival_kernels
-from pipeline_src.quant.blockwise import compress_blocks, decompress_blocks
+from pipeline_src.measuring.gpu.clock import DeviceClock, Timed
+from pipeline_src.measuring.gpu.kernel_calls import (
+    IMPLEMENTATIONS,
+    MOVES,
+    OPERATIONS,
+    buffers_of,
+    kernels_on,
+    moves_of,
+)
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.records import datasets
 from pipeline_src.records.devices import describe_device, resolve_device
-from pipeline_src.training.meters import measure_time
 
 log = logging.getLogger(__name__)
-
-IMPLEMENTATIONS = ("compiled", "plain", *RIVALS)
-OPERATIONS = ("compress", "decompress")
-MOVES = ("copy", "clone")
 
 
 def benchmark_kernels(
@@ -71,44 +71,37 @@ def benchmark_kernels(
     """
     place = resolve_device(device)
     compiled = resolve_compile(compile, place) != "false"
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, width, generator=generator).to(place)
-    target = torch.empty_like(x)
-    moves: dict[str, Callable[[], object]] = {
-        "copy": functools.partial(target.copy_, x),
-        "clone": x.clone,
-    }
+    buffers = buffers_of((rows, width), place)
     grid = (len(bits), len(block_sizes))
     kernel_time = np.full(
         (len(IMPLEMENTATIONS), len(OPERATIONS), *grid, repeats), math.nan
     )
     move_time = np.full((len(MOVES), *grid, repeats), math.nan)
     kept_memory = np.full((len(IMPLEMENTATIONS), *grid), math.nan)
-    timed: list[tuple[Callable[[], object], np.ndarray]] = []
+    timed: list[tuple[Timed, np.ndarray]] = []
+    moves = moves_of(buffers)
     for at in np.ndindex(grid):
+        for index, move in enumerate(moves):
+            timed.append((move, move_time[index, *at]))
         setting = bits[at[0]], block_sizes[at[1]]
-        for index, name in enumerate(MOVES):
-            timed.append((moves[name], move_time[index, *at]))
-        for index, kernels in enumerate(_implementations(x, *setting, compiled)):
-            if kernels is not None:
-                kept = kernels.compress()
-                tensors = kernels.kept_tensors(kept)
-                kept_memory[index, *at] = sum(tensor.nbytes for tensor in tensors)
-                decompress = functools.partial(kernels.decompress, kept)
-                timed.append((kernels.compress, kernel_time[index, 0, *at]))
-                timed.append((decompress, kernel_time[index, 1, *at]))
+        for kernel in kernels_on(buffers, *setting, compiled):
+            index = IMPLEMENTATIONS.index(kernel.labels["implementation"])
+            operation = OPERATIONS.index(kernel.labels["operation"])
+            kept_memory[index, *at] = kernel.labels["kept_bytes"]
+            timed.append((kernel, kernel_time[index, operation, *at]))
+    clock = DeviceClock(place)
     for repeat in range(-warmup, repeats):
         for call, seconds in timed:
-            taken = measure_time(call, place)
+            clock.sample(call)
             if repeat >= 0:
-                seconds[repeat] = taken
+                seconds[repeat] = call.device_seconds[-1]
         log.info("round %d of %d", repeat + 1, repeats)
     return _kernel_record(
         {
             "kernel_time": kernel_time,
             "move_time": move_time,
             "kept_memory": kept_memory,
-            "value_memory": np.float64(x.nbytes),
+            "value_memory": np.float64(buffers[0].nbytes),
         },
         {
             "implementation": IMPLEMENTATIONS,
@@ -119,28 +112,6 @@ def benchmark_kernels(
             "repeat": range(repeats),
         },
         datasets.describe_provenance(source_digest, describe_device(place), threads),
-    )
-
-
-def _implementations(
-    x: Tensor, bits: int, block_size: int, compiled: bool
-) -> list[Kernels | None]:
-    """The kernels in the order of IMPLEMENTATIONS; None where there is none."""
-    return [
-        _own_kernels(x, bits, block_size, "true") if compiled else None,
-        _own_kernels(x, bits, block_size, "false"),
-        *(rival_kernels(name, x, bits, block_size, compiled) for name in RIVALS),
-    ]
-
-
-def _own_kernels(x: Tensor, bits: int, block_size: int, compile: str) -> Kernels:
-    seed = torch.zeros((), dtype=torch.int32, device=x.device)
-    return Kernels(
-        lambda: compress_blocks(x, seed, bits, block_size, compile=compile),
-        lambda kept: decompress_blocks(
-            kept[0], kept[1], kept[2], x.shape, bits, compile=compile
-        ),
-        tuple,
     )
 
 

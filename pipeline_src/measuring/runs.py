@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.records import datasets
 from pipeline_src.records.devices import describe_device, resolve_device
-from pipeline_src.training.meters import measure_time
+from pipeline_src.training.meters import calls_to_time, measure_time
 from pipeline_src.training.networks import BoundariesOf
 from pipeline_src.training.spec import MethodSpec, RunSpec
 from pipeline_src.training.step_memory import measure_step_memory
@@ -51,7 +51,7 @@ def measure_runs(
         boundaries_of: solved boundaries; needed by methods that do not round evenly.
         timed: names of methods whose training steps are timed, evaluation excluded.
         warmup: steps of each before the clock counts.
-        repeats: timed steps of each.
+        repeats: timed steps of each; on a GPU several where one is short.
         gradient_draws: see measure_gradient_errors; 0 leaves the error out, as NaN.
         threads: recorded as provenance.
         source_digest: recorded as provenance.
@@ -74,11 +74,15 @@ def measure_runs(
         if spec.method.name in timed:
             trainers[index] = trainer
     epoch_time = [[math.nan] * repeats for _ in specs]
+    calls = dict.fromkeys(trainers, 1)
     for repeat in range(-warmup, repeats):
         for index, trainer in trainers.items():
-            seconds = measure_time(functools.partial(trainer.step, 0), device)
+            step = functools.partial(trainer.step, 0)
+            seconds = measure_time(step, device, calls[index])
             if repeat >= 0:
                 epoch_time[index][repeat] = seconds
+            else:
+                calls[index] = calls_to_time(seconds, device)
             log.info("%s: step %.3f s", specs[index].cell, seconds)
     del trainers
     errors = [math.nan] * len(specs)

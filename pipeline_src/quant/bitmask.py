@@ -8,6 +8,7 @@ eight contiguous streams, which vectorize on a CPU and coalesce on a GPU.
 import torch
 from torch import Tensor
 
+from pipeline_src.quant.dtypes import as_float32, check_dtype
 from pipeline_src.quant.fusion import fuse, fusion_pays
 
 _BITS = 8
@@ -17,7 +18,12 @@ def pack_mask(
     mask: Tensor,  # bool, any shape
     compile: str = "auto",
 ) -> Tensor:
-    """Pack to uint8, (ceil(numel / 8),); the missing bits of the last byte are 0."""
+    """Pack to uint8, (ceil(numel / 8),); the missing bits of the last byte are 0.
+
+    Raises:
+        TypeError: if the mask is not bool.
+    """
+    check_dtype(mask, "mask", (torch.bool,))
     flat = mask.reshape(-1)
     if missing := -flat.numel() % _BITS:
         flat = torch.cat([flat, flat.new_zeros(missing)])
@@ -26,20 +32,25 @@ def pack_mask(
 
 
 def mask_gradient(
-    gradient: Tensor,  # float32, the shape of the mask
+    gradient: Tensor,  # float32 or half, the shape of the mask
     packed: Tensor,  # (ceil(numel / 8),) uint8
     factor: float = 1.0,
     compile: str = "auto",
 ) -> Tensor:
-    """Gradient times mask times factor, without unpacking the mask to memory."""
-    flat = gradient.reshape(-1)
+    """Gradient times mask times factor, without unpacking the mask to memory.
+
+    Raises:
+        TypeError: if the gradient is of another type.
+    """
+    flat = as_float32(gradient, "gradient").reshape(-1)
     if missing := -flat.numel() % _BITS:
         flat = torch.cat([flat, flat.new_zeros(missing)])
     fused = fusion_pays(flat.numel(), flat.device, compile)
     # A tensor, so that one compilation serves every factor.
     scalar = torch.full((), factor, dtype=flat.dtype, device=flat.device)
     masked = (_mask_fused if fused else _mask)(flat.view(_BITS, -1), packed, scalar)
-    return masked.view(-1)[: gradient.numel()].view(gradient.shape)
+    masked = masked.view(-1)[: gradient.numel()].view(gradient.shape)
+    return masked.to(gradient.dtype)
 
 
 def _pack(mask: Tensor) -> Tensor:

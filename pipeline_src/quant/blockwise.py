@@ -33,6 +33,7 @@ import math
 import torch
 from torch import Tensor
 
+from pipeline_src.quant.dtypes import as_float32, check_dtype, check_seed
 from pipeline_src.quant.fusion import fuse, fusion_pays
 from pipeline_src.quant.noise import row_keys, row_keys_fused, uniform_pair
 
@@ -40,7 +41,9 @@ PACKABLE_BITS = (1, 2, 4, 8)
 _WORD_BITS = 8
 _LOW_HALF = 0xFFFF  # the bits of a float32 that bfloat16 drops
 _HIGH_HALF = -0x10000
-# A scale below this has no float32 reciprocal; such a block takes code 0.
+# Below this scale a small part of a bin is a subnormal number, which a device may take
+# for 0, and rounding would be biased. Such a block takes code 0: it decodes to its zero
+# point, which errs by less than 2**bits times this.
 _SMALLEST_SCALE = 2.0**-120
 # Up to here a table of edges is searched by comparing with each of them.
 _MAX_COMPARED_LEVELS = 16
@@ -63,6 +66,7 @@ def check_boundaries(boundaries: Tensor, num_bins: int) -> None:
 
     Raises:
         ValueError: if they do not increase from 0 to num_bins.
+        TypeError: if they are not float32.
     """
     given = boundaries.tolist()
     if len(given) != num_bins + 1:
@@ -70,6 +74,7 @@ def check_boundaries(boundaries: Tensor, num_bins: int) -> None:
             f"boundaries of {num_bins} bins must be {num_bins + 1} values, "
             f"got {len(given)}"
         )
+    check_dtype(boundaries, "boundaries", (torch.float32,))
     increasing = all(a < b for a, b in itertools.pairwise(given))
     if not increasing or given[0] != 0.0 or given[-1] != num_bins:
         raise ValueError(
@@ -90,7 +95,7 @@ def count_blocks(numel: int, bits: int, block_size: int) -> int:
 
 
 def compress_blocks(
-    x: Tensor,  # float32, any shape, activation units
+    x: Tensor,  # float32 or half, any shape, activation units
     seed: Tensor,  # () int32
     bits: int,
     block_size: int,
@@ -102,11 +107,19 @@ def compress_blocks(
     Returns:
         packed, uint8, (num_packets, words per packet); zero_point and scale,
         bfloat16, (num_blocks,), in activation units. A block that holds NaN or
-        infinity gets a scale that is not finite.
+        infinity gets a scale that is not finite. No values give no blocks.
+
+    Raises:
+        TypeError: if x or the seed is of another type.
     """
-    flat = x.detach().reshape(-1)
+    check_seed(seed)
+    flat = as_float32(x.detach()).reshape(-1)
     in_packet = blocks_per_packet(bits, block_size)
     size = in_packet * block_size
+    if flat.numel() == 0:
+        none = flat.new_empty(0, dtype=torch.bfloat16)
+        words = size * bits // _WORD_BITS
+        return flat.new_empty((0, words), dtype=torch.uint8), none, none.clone()
     num_packets = -(-flat.numel() // size)
     shape = (-1, in_packet, _WORD_BITS // bits // in_packet, size * bits // _WORD_BITS)
     fused = fusion_pays(flat.numel(), flat.device, compile)
@@ -147,6 +160,8 @@ def decompress_blocks(
 ) -> Tensor:
     """Unpack codes into values, float32, in the given shape."""
     numel = shape.numel()
+    if numel == 0:
+        return packed.new_empty(shape, dtype=torch.float32)
     in_packet = zero_point.numel() // packed.shape[0]
     fused = packed.shape[0] >= 4 and fusion_pays(numel, packed.device, compile)
     kernel = _decompress_fused if fused else _decompress

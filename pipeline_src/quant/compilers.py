@@ -3,9 +3,12 @@
 The workflow asks before any job starts, each job asks for itself.
 """
 
+import importlib.util
 import os
+import shlex
 import shutil
 import sys
+import tempfile
 
 COMPILE_CHOICES = ("auto", "true", "false")
 _COST = (
@@ -32,4 +35,18 @@ def plain_kernels_warning(compile: str) -> str | None:
             f"No C++ compiler was found ({compiler}), {_COST} "
             "Install g++ (or set CXX) to compile them."
         )
+    for variable, folder in _folders_in_commands():
+        if shlex.quote(folder) != folder:
+            return (
+                f"torch gives {folder!r} to the compiler unquoted, which cannot work, "
+                f"{_COST} Set {variable} to a folder without blanks and quotes."
+            )
     return None
+
+
+def _folders_in_commands() -> list[tuple[str, str]]:
+    """Where torch keeps kernels and its own library, and what decides it."""
+    torch = importlib.util.find_spec("torch")
+    library = os.path.dirname(torch.origin) if torch and torch.origin else ""
+    kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
+    return [("TORCHINDUCTOR_CACHE_DIR", kernels), ("VENV (of make)", library or "/")]

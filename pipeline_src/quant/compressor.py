@@ -17,6 +17,7 @@ from pipeline_src.quant.blockwise import (
     compress_blocks,
     decompress_blocks,
 )
+from pipeline_src.quant.dtypes import as_float32, check_seed
 from pipeline_src.quant.projection import count_projected, project, unproject
 
 
@@ -56,10 +57,21 @@ class Compressor:
 
     def compress(
         self,
-        x: Tensor,  # (num_nodes, num_features) float32
+        x: Tensor,  # (num_nodes, num_features) float32 or half
         seed: Tensor,  # () int32: of the projection and of the rounding
     ) -> "CompressedActivation":
-        """Keep x in few bits; the mean of decompress(...) over seeds is x."""
+        """Keep x in few bits; the mean of decompress(...) over seeds is x.
+
+        Raises:
+            TypeError: if x or the seed is of another type.
+            ValueError: if x is no matrix.
+        """
+        if x.ndim != 2:
+            raise ValueError(
+                f"x must be (num_nodes, num_features), got shape {tuple(x.shape)}"
+            )
+        check_seed(seed)
+        x = as_float32(x)
         num_features = x.shape[1]
         if self.projection_ratio > 1:
             x = project(x, seed, count_projected(num_features, self.projection_ratio))
@@ -89,8 +101,16 @@ class CompressedActivation:
 
     @property
     def is_finite(self) -> Tensor:
-        """() bool on the device, False where the activation held NaN or infinity."""
-        return torch.isfinite(self.tensors[-2]).all()
+        """() bool on the device, False where decoding gives NaN or infinity.
+
+        So it does where the activation held either, and where a block's range, rounded
+        outwards, is more than float32 can hold.
+        """
+        if self.compressor.bits == 32:
+            return torch.isfinite(self.tensors[0]).all()
+        _, zero_point, scale, _ = self.tensors
+        reach = scale.to(torch.float32) * (2**self.compressor.bits - 1)
+        return torch.isfinite(zero_point.to(torch.float32) + reach).all()
 
     def read(self, tensors: tuple[Tensor, ...]) -> "CompressedActivation":
         """The same activation around tensors that autograd has handed back."""
@@ -124,10 +144,10 @@ class CompressedActivation:
 
     def weight_gradient(
         self,
-        gradient: Tensor,  # (num_nodes, num_outputs) float32
+        gradient: Tensor,  # (num_nodes, num_outputs) float32 or half
     ) -> Tensor:
         """gradientᵀ · activation, (num_outputs, num_features), formed projected."""
-        product = gradient.T @ self.projected()
+        product = as_float32(gradient, "gradient").T @ self.projected()
         if self.compressor.projection_ratio > 1:
             product = unproject(product, self.tensors[-1], self.num_features)
         return product

@@ -26,8 +26,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline_src.quant.dtypes import as_float32, as_floats, check_dtype
 from pipeline_src.quant.fusion import fuse, fusion_pays
 from pipeline_src.quant.row_codes import (
+    count_words,
     encode,
     grid_of,
     support_grid_of,
@@ -38,6 +40,7 @@ from pipeline_src.quant.row_codes import (
 STORABLE_BITS = (1, 2, 4, 8, 16, 32)
 RANGES = ("node", "support", "block", "tensor", "mean_of_rows")
 METADATA_TYPES = (torch.float32, torch.bfloat16)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 # words, zero_point, scale, rows per range, bits, first position
 _Part = tuple[Tensor, Tensor | None, Tensor | None, int, int, int]
@@ -87,10 +90,14 @@ class RowGroups:
     def of(cls, group: Tensor, num_groups: int) -> "RowGroups":
         """From the group of each row, (num_rows,) int; waits for the device.
 
+        Raises:
+            TypeError: if groups are not whole numbers.
+
         >>> groups = RowGroups.of(torch.tensor([1, 0, 1]), 2)
         >>> groups.order.tolist(), groups.position.tolist(), groups.sizes
         ([1, 0, 2], [1, 0, 2], (1, 2))
         """
+        check_dtype(group, "group", _WHOLE)
         order = torch.argsort(group, stable=True)
         position = torch.empty_like(order, dtype=torch.int32)
         position[order] = torch.arange(
@@ -129,39 +136,42 @@ class FeatureStore:
 
     @classmethod
     def full(cls, x: Tensor) -> "FeatureStore":
-        """Float rows as they are; reading them is differentiable."""
+        """Float rows as they are, half ones widened; reading is differentiable.
+
+        Raises:
+            TypeError: if x is of another type.
+        """
+        x = as_floats(x)
         part = PackedRows(x, None, None, max(x.shape[0], 1), 32)
         return cls((part,), None, x.shape[0], x.shape[1])
 
     @classmethod
     def pack(
         cls,
-        x: Tensor,  # (num_rows, num_features) float32
+        x: Tensor,  # (num_rows, num_features) float32 or half
         bits: tuple[int, ...],  # of each group, each one of STORABLE_BITS
         packing: RowPacking,
         groups: RowGroups | None = None,  # None: one group of all rows
     ) -> "FeatureStore":
         """Round rows to nearest and pack them.
 
-        NaN or infinity in a range makes all rows of that range NaN when read.
+        NaN or infinity in a range, or a range that float32 cannot hold, makes all
+        rows of that range NaN when read.
 
         Raises:
             ValueError: if bits cannot be stored or are not one per group, or x has no
                 features.
+            TypeError: if x is of another type.
         """
         if unknown := set(bits) - set(STORABLE_BITS):
             raise ValueError(f"bits must be among {STORABLE_BITS}, got {unknown}")
-        if x.ndim != 2 or x.shape[1] == 0:
-            raise ValueError(
-                "x must be (num_rows, num_features) with at least one feature, "
-                f"got {tuple(x.shape)}"
-            )
+        _check_rows(x)
         num_groups = 1 if groups is None else len(groups.sizes)
         if len(bits) != num_groups:
             raise ValueError(
                 f"bits must hold one width for each of {num_groups} groups, got {bits}"
             )
-        x = x.detach()
+        x = as_float32(x.detach())
         if groups is None or len(set(bits)) == 1:
             parts: tuple[PackedRows, ...] = (pack_rows(x, bits[0], packing),)
         else:
@@ -210,14 +220,26 @@ class FeatureStore:
 
 
 def pack_rows(
-    x: Tensor,  # (num_rows, num_features) float32
+    x: Tensor,  # (num_rows, num_features) float32 or half
     bits: int,
     packing: RowPacking,
 ) -> PackedRows:
-    """Round rows of one width to nearest and pack them; 32 bits keep them."""
+    """Round rows of one width to nearest and pack them; 32 bits keep them.
+
+    Raises:
+        ValueError: if x has no features.
+        TypeError: if x is of another type.
+    """
+    _check_rows(x)
+    x = as_float32(x)
     rows_per_range = packing.rows_per_range(x.shape[0])
     if bits == 32:
         return PackedRows(x, None, None, rows_per_range, bits)
+    if x.shape[0] == 0:
+        kind = torch.int16 if bits == 16 else torch.uint8
+        words = x.new_empty((0, count_words(x.shape[1], bits)), dtype=kind)
+        none = x.new_empty(0, dtype=packing.metadata)
+        return PackedRows(words, none, none.clone(), rows_per_range, bits)
     if packing.range == "support":
         grid = support_grid_of(x, bits, packing.metadata)
     else:
@@ -229,6 +251,14 @@ def pack_rows(
     )
     zero_point, scale = zero_point.to(packing.metadata), scale.to(packing.metadata)
     return PackedRows(words, zero_point, scale, rows_per_range, bits)
+
+
+def _check_rows(x: Tensor) -> None:
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(
+            "x must be (num_rows, num_features) with at least one feature, "
+            f"got {tuple(x.shape)}"
+        )
 
 
 def _gather(

@@ -9,7 +9,9 @@ The hash is a multiply-xorshift mixer on 32 bits (constants: C. Wellons, "Prospe
 for hash functions", 2018: lowbias32). It is applied twice: once to (seed, row), whose
 result is a key shared by the row, and once to (key, column). Each result holds two
 uniform numbers of 16 bits. That is enough: the mean of a rounded value is off by at
-most 2**-17 of a bin, a hundredth of what bfloat16 metadata could resolve.
+most 1 + num_bins / 32 times 2**-17 of a bin. The 1 is half an interval of the noise,
+the rest are four roundings of a float32 position, up to num_bins: with 2 bits nothing
+beside it, with 8 bits eight times as much.
 
 All arithmetic is int32, which wraps around alike everywhere. A right shift of an int32
 copies the sign, so each shift is masked to act on the unsigned value. A product of

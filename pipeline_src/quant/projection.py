@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from pipeline_src.quant.dtypes import as_float32, check_seed
 from pipeline_src.quant.noise import GOLDEN, mix, row_keys
 
 _SEED_STREAM = 0x27D4EB2F  # apart from the noise of rounding under the same seed
@@ -38,26 +39,28 @@ def projection(
     num_projected: int,
 ) -> Tensor:
     """The matrix S of this seed, float32, (num_features, num_projected)."""
+    check_seed(seed)
     keys = row_keys(mix(seed ^ _SEED_STREAM), num_features)[:, None]
     columns = torch.arange(num_projected, dtype=torch.int32, device=seed.device)
     is_negative = mix(keys + columns * GOLDEN) < 0  # one bit of the hash
-    entry = num_projected**-0.5
+    entry = max(num_projected, 1) ** -0.5  # of nothing, where there are no features
     return torch.where(is_negative, -entry, entry).to(torch.float32)
 
 
 def project(
-    x: Tensor,  # (num_nodes, num_features) float32
+    x: Tensor,  # (num_nodes, num_features) float32 or half
     seed: Tensor,
     num_projected: int,
 ) -> Tensor:
     """Return x S, (num_nodes, num_projected)."""
-    return x @ projection(seed, x.shape[1], num_projected)
+    return as_float32(x) @ projection(seed, x.shape[1], num_projected)
 
 
 def unproject(
-    projected: Tensor,  # (num_rows, num_projected) float32
+    projected: Tensor,  # (num_rows, num_projected) float32 or half
     seed: Tensor,
     num_features: int,
 ) -> Tensor:
     """Return projected Sᵀ, (num_rows, num_features), an unbiased estimate."""
-    return projected @ projection(seed, num_features, projected.shape[1]).T
+    matrix = projection(seed, num_features, projected.shape[1])
+    return as_float32(projected, "projected") @ matrix.T

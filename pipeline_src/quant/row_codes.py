@@ -31,7 +31,8 @@ from pipeline_src.quant.fusion import fuse, fusion_pays
 
 _WORD_BITS = 8
 _BFLOAT16_DROPS = 16  # bits of a float32
-# A scale below this has no float32 reciprocal; such a range takes code 0.
+# As in blockwise.py: such a range takes code 0, which errs by less than 2**bits times
+# this.
 _SMALLEST_SCALE = 2.0**-120
 _FITTING_ROUNDS = 4  # of codes and grid in turn; more change little
 
@@ -53,13 +54,17 @@ def grid_of(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Zero point, scale and inverse scale of ranges, float32 that metadata holds.
 
-    The inverse is 0 where the scale is too small to have one: code 0 for all.
+    The inverse is 0 where the scale is too small: code 0 for all. The zero point is NaN
+    where the last code would stand for no finite number, so that all values are read
+    as NaN: where an end is not finite, or the range is more than float32 can hold.
     """
     if metadata == torch.bfloat16:
         smallest, dropped = round_down(smallest), _BFLOAT16_DROPS
     else:
         dropped = bits if bits > 1 else 0
-    scale = _round_up((largest - smallest) / (2**bits - 1), dropped)
+    num_bins = 2**bits - 1
+    scale = _round_up((largest - smallest) / num_bins, dropped)
+    smallest = torch.where(_is_held(smallest, scale, num_bins), smallest, torch.nan)
     return smallest, scale, torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
 
 
@@ -102,7 +107,8 @@ def support_grid_of(
     dropped = _BFLOAT16_DROPS if metadata == torch.bfloat16 else bits
     scale = _round_up(scale, dropped)
     inverse = torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
-    has_zeros = (smallest == 0) & torch.isfinite(largest)
+    # What cannot be held, sums above float32 among them, is left to the plain range.
+    has_zeros = (smallest == 0) & _is_held(first, scale, 2**bits - 2)
     fitted = (first, -scale, -inverse)
     first, scale, inverse = (
         torch.where(has_zeros, one, other)
@@ -142,7 +148,8 @@ def unpack_codes(
         return words & 0xFFFF
     shift = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32, device=words.device)
     codes = (words[:, None, :] >> shift[:, None]) & (2**bits - 1)
-    return codes.reshape(words.shape[0], -1)[:, :num_values]
+    per_row = words.shape[1] * (_WORD_BITS // bits)  # not -1: there may be no rows
+    return codes.reshape(words.shape[0], per_row)[:, :num_values]
 
 
 def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> Tensor:
@@ -163,6 +170,12 @@ def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> 
 
 
 _encode_fused = fuse(_encode, rows={"x": 0, "zero_point": 0, "inverse_scale": 0})
+
+
+def _is_held(first: Tensor, scale: Tensor, num_steps: int) -> Tensor:
+    """Whether first + num_steps * scale is finite, also before it is added up."""
+    reach = scale * num_steps  # exact, so that fusing it with the sum changes nothing
+    return torch.isfinite(reach) & torch.isfinite(first + reach)
 
 
 def _round_up(x: Tensor, dropped: int) -> Tensor:

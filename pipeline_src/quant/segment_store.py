@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline_src.quant.dtypes import as_float32
 from pipeline_src.quant.fusion import fuse, fusion_pays
 from pipeline_src.quant.row_codes import encode, grid_of, unpack_codes
 
@@ -52,7 +53,7 @@ class PackedSegments:
 
 
 def pack_segments(
-    values: Tensor,  # (num_values, num_heads) float32, segment after segment
+    values: Tensor,  # (num_values, num_heads) float32 or half, segment after segment
     pointer: Tensor,  # (num_segments + 1,) int64: where each segment starts
     owner: Tensor,  # (num_values,) int64: the segment of each value
     bits: int,  # 1 .. 16
@@ -63,14 +64,17 @@ def pack_segments(
     """Round to nearest and pack; a constant that metadata holds decodes exactly.
 
     With a shared range (smallest, largest) all segments use it, and values beyond are
-    clipped.
+    clipped. A range that is not finite, or that float32 cannot hold, is read as NaN.
+
+    Raises:
+        TypeError: if values are of another type.
     """
-    values = values.detach()
+    values = as_float32(values.detach(), "values")
     if shared_range is None:
         smallest = torch.segment_reduce(values, "min", offsets=pointer, unsafe=True)
         largest = torch.segment_reduce(values, "max", offsets=pointer, unsafe=True)
     else:
-        smallest, largest = shared_range
+        smallest, largest = (as_float32(one, "shared_range") for one in shared_range)
         owner = torch.zeros_like(owner)
     zero_point, scale, inverse_scale = grid_of(smallest, largest, bits, metadata)
     words = encode(

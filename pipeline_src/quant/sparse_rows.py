@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline_src.quant.dtypes import as_float32
+
 _LARGEST_INT16 = 2**15 - 1
 
 
@@ -27,7 +29,12 @@ class SparseRows:
 
     @classmethod
     def of(cls, x: Tensor) -> "SparseRows":
-        """Keep a float32 matrix without loss."""
+        """Keep a matrix, float32 or half, without loss as float32.
+
+        Raises:
+            TypeError: if it is of another type.
+        """
+        x = as_float32(x)
         row, column = x.nonzero(as_tuple=True)
         values = x[row, column]
         counts = torch.bincount(row, minlength=x.shape[0])

@@ -5,10 +5,11 @@ process, whatever kills it, so a claim is never stale. Where the file system kno
 locks, as some network ones, nobody can be asked and a claim is only a note.
 """
 
-import errno
+import atexit
 import fcntl
 import os
 import platform
+import tempfile
 import time
 from pathlib import Path
 from typing import IO
@@ -35,7 +36,7 @@ def claim(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")
     attempts = ATTEMPTS
-    while not _lock(file):
+    while (locked := _lock(file)) is False:
         attempts -= 1
         if not attempts:
             file.seek(0)
@@ -47,26 +48,40 @@ def claim(path: Path) -> None:
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
     _claims.append(file)
+    if locked is None:  # nobody takes a note back but its writer
+        atexit.register(file.truncate, 0)
 
 
 def holder_of(path: Path) -> str | None:
     """Who holds the claim, in words; None if nobody does."""
     try:
         with path.open("r+", encoding="utf-8") as file:
-            return None if _lock(file, or_note=False) else file.read()
+            locked, holder = _lock(file), file.read()
     except FileNotFoundError:
         return None
     except OSError:
         return UNKNOWN
+    if locked is None and holder:
+        return f"{UNKNOWN} ({holder})"
+    return holder if locked is False else None
 
 
-def _lock(file: IO[str], or_note: bool = True) -> bool:
-    """Lock without waiting. Where locks do not exist, a claim is a note."""
+def can_lock(folder: Path) -> bool:
+    """Whether files can be made and locked in a folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile("w", dir=folder, encoding="utf-8") as file:
+            return _lock(file) is True
+    except OSError:
+        return False
+
+
+def _lock(file: IO[str]) -> bool | None:
+    """Lock without waiting: whether that was possible, None where no lock is."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        if not or_note or error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
+    except OSError:  # each file system without locks says it by a number of its own
+        return None
     return True

@@ -60,7 +60,9 @@ def job_log(job: Job, *, echo: bool = False) -> Iterator[None]:
         SystemExit: if the block fails; why stands at the end of the log.
     """
     name = " ".join([job.rule, *dict(job.wildcards.items()).values()])
-    handlers: list[logging.Handler] = [logging.FileHandler(job.log[0], encoding="utf8")]
+    handlers: list[logging.Handler] = [
+        logging.FileHandler(job.log[0], encoding="utf-8")
+    ]
     handlers += [logging.StreamHandler()] if echo else []
     logging.raiseExceptions = False  # a full disk is told of once, at the end
     logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(message)s")
@@ -127,7 +129,8 @@ def _device(wish: str) -> str:
 def _peak_memory() -> str:
     """Of this process, and of its tensors on a GPU."""
     try:
-        (line,) = re.findall(r"VmHWM:\s*(\d+) kB", PROCESS_STATUS.read_text())
+        status = PROCESS_STATUS.read_text(encoding="utf-8")
+        (line,) = re.findall(r"VmHWM:\s*(\d+) kB", status)
         text = f"{int(line) / 1024:.0f} MiB of the process"
     except (OSError, ValueError):
         text = "not measured"

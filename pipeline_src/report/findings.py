@@ -7,7 +7,7 @@ computes nothing but ratios of two of them. What was not measured makes no findi
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from pipeline_src.report.markdown import Section
+from pipeline_src.report.sections import Section
 
 NOISE = "exceeds seed noise"
 SAVED, PEAK = "saved [MiB]", "step peak [MiB]"

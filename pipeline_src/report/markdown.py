@@ -1,44 +1,41 @@
-"""Tables as Markdown pages, taken apart again.
+r"""Rows of Markdown tables: text as it stands, and back.
 
-The Markdown of a table is the only place where its text is made; pages and findings
-read it.
+Text from a configuration may hold any character. What Markdown, or GitHub's reading of
+it, would take for a sign of its own gets a backslash; a page shows the text as it was
+written. Signs that mean nothing where they stand, as a bar within a word, stay bare.
+
+    >>> row(["costs $5 | <b>", "a_b"])
+    '| costs \\$5 \\| \\<b> | a_b |'
+    >>> cells(row(["costs $5 | <b>", "a_b"]))
+    ['costs $5 | <b>', 'a_b']
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+
+# Bars, code, emphasis, mathematics, strikes; tags, entities and links where they begin.
+_SIGNS = re.compile(
+    r"[\\|`*$~]"
+    r"|(?<![^\W_])_|_(?![^\W_])"
+    r"|<(?=[A-Za-z/!?])"
+    r"|&(?=#?\w+;)"
+    r"|(?<=\])\("
+)
+_ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
+_CELL = re.compile(r"((?:\\.|[^\\|])*)\|")
 
 
-@dataclass(frozen=True)
-class Section:
-    """One table of a Markdown page: title, note and cells as text."""
-
-    title: str
-    note: str
-    header: list[str]
-    is_number: list[bool]  # per column
-    rows: list[list[str]]
+def row(texts: Iterable[object]) -> str:
+    """One row of a table whose cells show these texts as they stand."""
+    shown = (_SIGNS.sub(r"\\\g<0>", str(text)) for text in texts)
+    return "| " + " | ".join(shown) + " |"
 
 
-def read_markdown(page: str) -> Section:
-    """Take a Markdown page with one table apart.
-
-    Raises:
-        ValueError: if the page holds no table.
-    """
-    lines = page.splitlines()
-    table = [_cells(line) for line in lines if line.startswith("|")]
-    if len(table) < 2:
-        raise ValueError(f"expected a Markdown page with a table, got {page[:80]!r}")
-    prose = [line for line in lines if line and not line.startswith("|")]
-    return Section(
-        title=prose[0].removeprefix("# "),
-        note=" ".join(prose[1:]),
-        header=table[0],
-        is_number=[cell.endswith(":") for cell in table[1]],
-        rows=table[2:],
-    )
+def cells(line: str) -> list[str]:
+    """The texts that a row shows."""
+    return [as_shown(cell.strip()) for cell in _CELL.findall(line.strip()[1:])]
 
 
-def _cells(line: str) -> list[str]:
-    """Split a row at its bars, but not at escaped ones."""
-    bare = line.strip()[1:-1].replace("\\|", "\0")
-    return [cell.strip().replace("\0", "|") for cell in bare.split("|")]
+def as_shown(page: str) -> str:
+    """A page of tables as plain text, for terminals."""
+    return _ESCAPED.sub(r"\1", page)

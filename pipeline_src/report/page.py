@@ -22,7 +22,7 @@ import jinja2
 import xarray as xr
 
 from pipeline_src.report.findings import findings
-from pipeline_src.report.markdown import read_markdown
+from pipeline_src.report.sections import read_markdown
 
 # On the first screen, if they were drawn; else the first two figures.
 FIRST_SEEN = ("accuracy_memory", "pareto")

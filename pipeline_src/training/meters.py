@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.profiler import profile
 
 ALLOCATION_UNIT = 512  # bytes; the granularity of CUDA's caching allocator
+TIMED_ON_GPU = 0.02  # seconds between two events, whose resolution is 1e-6 at best
+MOST_CALLS = 100  # between two events, however short
 
 Result = TypeVar("Result")
 
@@ -66,13 +68,33 @@ def measure_memory(
     return _measure_cpu(call)
 
 
-def measure_time(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes, the device's queued work included."""
-    _synchronize(device)
+def measure_time(
+    call: Callable[[], object], device: torch.device, calls: int = 1
+) -> float:
+    """Seconds of one call, as the mean of a number of calls in a row.
+
+    On a GPU they lie between two events of the stream, which is idle before: what the
+    first waits for the host is counted, what later ones wait only where the host is
+    the slower of the two, and the host's own waiting for the device never.
+    """
+    if device.type == "cuda":
+        return _measure_cuda_time(call, device, calls)
     start = time.perf_counter()
-    call()
-    _synchronize(device)
-    return time.perf_counter() - start
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def calls_to_time(seconds: float, device: torch.device) -> int:
+    """How many calls of about these seconds are timed as one; 1 on a CPU.
+
+    >>> gpu = torch.device("cuda")
+    >>> calls_to_time(0.004, gpu), calls_to_time(1.0, gpu), calls_to_time(1e-6, gpu)
+    (5, 1, 100)
+    """
+    if device.type != "cuda":
+        return 1
+    return min(MOST_CALLS, max(1, math.ceil(TIMED_ON_GPU / max(seconds, 1e-9))))
 
 
 class StepClock:
@@ -114,9 +136,18 @@ class StepClock:
             self._marks.append(time.perf_counter())
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _measure_cuda_time(
+    call: Callable[[], object], device: torch.device, calls: int
+) -> float:
+    begin = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1e3 / calls
 
 
 def _measure_cuda(

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_src.gnn import aggregation as aggregations
 from pipeline_src.gnn.aggregation import gcn_aggregation, mean_aggregation
 from pipeline_src.graphs.graph import adjacency_from_edges
 from pipeline_src.training.meters import allocated_bytes, resident_bytes
@@ -169,3 +170,58 @@ def test_gcn_equals_the_normalization_of_torch_geometric(pyg, symmetrize):
     got = dense(gcn_aggregation(adjacency), num_nodes)
     assert edges.shape[1] == int((expected > 0).sum())
     assert torch.all((got - expected).abs() <= 2 * 2.0**-21 * expected)
+
+
+def nan_filled(x):
+    return torch.full_like(x, torch.nan)
+
+
+@pytest.mark.parametrize("aggregate", [mean_aggregation, gcn_aggregation])
+def test_what_the_output_held_before_does_not_matter(aggregate, monkeypatch):
+    """Neither on a CPU nor where a product adds 0 times the output, NaN as it may be.
+
+    A device that is not known to leave the output unread gets zeros to read.
+    """
+    adjacency = chain(symmetrize=False)
+    x = normal(adjacency.num_nodes, 5)
+    aggregation = aggregate(adjacency)
+    expected, output = aggregation(x), nan_filled(x)
+    aggregation.into(x, output)
+    assert torch.equal(output, expected)
+
+    addmm = torch.addmm
+
+    def reading(given, matrix, dense, *, beta, out):
+        return out.copy_(addmm(given * beta, matrix, dense))
+
+    monkeypatch.setattr(torch, "addmm", reading)
+    monkeypatch.setattr(aggregations, "_OVERWRITES", set())
+    output = nan_filled(x)
+    aggregation.into(x, output)
+    assert torch.equal(output, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("symmetrize", [False, True], ids=["directed", "undirected"])
+@pytest.mark.parametrize("aggregate", [mean_aggregation, gcn_aggregation])
+def test_a_gpu_overwrites_its_output_and_agrees_with_a_cpu(aggregate, symmetrize):
+    """A row's sum of k terms is off by k + 19 roundings of the sum of their sizes.
+
+    On either device: k - 1 sums, k products, one more of each for the self loop. And
+    16 for weights of two reciprocal roots, which CUDA promises to 2 ulp each.
+    """
+    generator = np.random.default_rng(0)
+    source, target = generator.integers(0, 3000, (2, 40_000))
+    adjacency = adjacency_from_edges(source, target, 3000, symmetrize=symmetrize)
+    on_cpu, on_gpu = aggregate(adjacency), aggregate(adjacency.to("cuda"))
+    terms = int(adjacency.degree.max()) + 19
+    for width in (1, 40, 128):
+        x = normal(3000, width)
+        output = nan_filled(x.cuda())
+        on_gpu.into(x.cuda(), output)
+        bound = 2 * terms * UNIT_ROUNDOFF * on_cpu(x.abs())
+        assert torch.all((output.cpu() - on_cpu(x)).abs() <= bound)
+        gradient = on_gpu.transpose(x.cuda()).cpu()
+        most = int((adjacency.transposed or adjacency).degree.max()) + 19
+        bound = 2 * most * UNIT_ROUNDOFF * on_cpu.transpose(x.abs())
+        assert torch.all((gradient - on_cpu.transpose(x)).abs() <= bound)

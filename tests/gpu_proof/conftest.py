@@ -12,6 +12,7 @@ collect_ignore = (
             "pretended_cuda",
             "prove",
             "recording",
+            "steps",
             "table",
         )
     ]

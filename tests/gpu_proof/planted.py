@@ -40,11 +40,11 @@ def _extra_copy(x: Tensor) -> None:
     x.copy_(x.flip(0))
 
 
-overflow = fuse(_overflow)
-float64 = fuse(_float64)
-lost_mask = fuse(_lost_mask)
+overflow = fuse(_overflow, rows={"x": 0})
+float64 = fuse(_float64, rows={"x": 0})
+lost_mask = fuse(_lost_mask, rows={"x": 0})
 lost_mask.__wrapped__ = _masked  # type: ignore[attr-defined]
-extra_copy = fuse(_extra_copy)
+extra_copy = fuse(_extra_copy, rows={"x": 0})
 
 
 def _operation(name: str) -> Any:

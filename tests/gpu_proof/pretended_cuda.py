@@ -29,6 +29,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch._dynamo
+import torch.utils._foreach_utils
 import torch.utils._triton
 from torch import Tensor
 from torch._dynamo.device_interface import CudaInterface
@@ -220,7 +221,10 @@ def clones_of(tree: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         copy = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
-        return copy.copy_(leaf)
+        # An expanded dimension has one element, which is not written twice.
+        once = tuple(slice(None if step else 1) for step in leaf.stride())
+        copy[once].copy_(leaf[once])
+        return copy
 
     return pytree.tree_map(clone, tree)
 
@@ -417,3 +421,28 @@ class Observer(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.see(func, (args, kwargs or {}), result)
         return result
+
+
+unobserved = _disable_current_modes
+
+
+@contextmanager
+def many_tensors_at_once() -> Iterator[None]:
+    """Let meta tensors take the paths of CUDA tensors where one launch serves many."""
+    devices = ["cuda", "meta"]
+    name = "_get_foreach_kernels_supported_devices"
+    with ExitStack() as stack:
+        # `torch.optim` hides the module that it imports.
+        optimizer = importlib.import_module("torch.optim.optimizer")
+        for module in (optimizer, torch.utils._foreach_utils):
+            given = functools.partial(_constant, devices)
+            stack.enter_context(mock.patch.object(module, name, given))
+        yield
+
+
+def is_view(operation: Any) -> bool:
+    """Whether an operation only describes its input anew, which launches nothing."""
+    return any(
+        one.alias_info is not None and not one.alias_info.is_write
+        for one in operation._schema.returns
+    )

@@ -22,8 +22,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from tests.gpu_proof import table
+from pipeline_src.records.sources import imported_sources
+from tests.gpu_proof import steps, table
 from tests.gpu_proof.cases import Case, all_cases
+from tests.gpu_proof.recording import kernels
 from tests.gpu_proof.versions import PINS, obstacle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,7 @@ def proven(cases: Iterable[Case]) -> list[dict[str, Any]]:
     found = _through_cache(
         {case.name: case.name for case in cases},
         {case.name: f"cases/{_slug(case.name)}" for case in cases},
-        {case.name: _digest(_library_of(case), _GENERATING) for case in cases},
+        {case.name: _digest(_library_of(case.kernel), _GENERATING) for case in cases},
         "generation",
     )
     texts = {
@@ -63,10 +65,12 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9_+]+", "-", name)
 
 
-def _library_of(case: Case) -> list[bytes]:
-    """Files of the library that decide about a kernel: of the room and its friends."""
-    room = ROOT / "pipeline_src" / "quant"
-    return [path.read_bytes() for path in sorted(room.glob("*.py"))]
+def _library_of(kernel: str) -> list[bytes]:
+    """The library's files that decide about a kernel: where it is called, and below."""
+    files = {Path(module.__file__) for module, _ in kernels()[kernel].places}
+    for file in list(files):
+        files.update(imported_sources(file, ROOT))
+    return [path.read_bytes() for path in sorted(files)]
 
 
 def _digest(contents: Iterable[bytes], proof: Iterable[str]) -> str:
@@ -174,15 +178,20 @@ def main() -> None:
         if not arguments.words or any(word in name for word in arguments.words)
     ]
     found = proven(cases)
-    rows = table.rows_of(found)
     broken = [line for one in found for line in table.broken_laws(one)]
     print(*broken, sep="\n")
-    if arguments.publish and not broken and not arguments.words:
-        table.write(rows)
-        print(f"wrote {table.PUBLISHED.relative_to(ROOT)}")
-        return
-    differences = table.differences(table.read(), rows)
+    parts = [(table.KERNELS, table.rows_of(found))]
+    if not arguments.words:
+        parts.append((table.STEPS, steps.rows()))
+    differences = [
+        line for one, rows in parts for line in one.differences(one.read(), rows)
+    ]
     print(*differences, sep="\n")
+    if arguments.publish and not arguments.words and not broken:
+        for one, rows in parts:
+            one.write(rows)
+            print(f"wrote {one.path.relative_to(ROOT)}")
+        return
     sys.exit(1 if broken or differences else 0)
 
 

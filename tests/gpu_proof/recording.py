@@ -9,7 +9,7 @@ import ast
 import importlib
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -64,14 +64,17 @@ def _twins(text: str) -> Iterator[tuple[str, str]]:
         match node:
             case ast.Assign(
                 targets=[ast.Name(id=twin)],
-                value=ast.Call(func=ast.Name(id="fuse"), args=[ast.Name(id=plain)]),
+                value=ast.Call(func=ast.Name(id="fuse"), args=[ast.Name(id=plain), *_]),
             ):
                 yield twin, plain
 
 
 @contextmanager
-def recorded(holding_data: bool) -> Iterator[list[Call]]:
-    """The calls of kernels within, in order."""
+def recorded(
+    holding_data: bool,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[list[Call]]:
+    """The calls of kernels within, in order; plain functions run within `around`."""
     calls: list[Call] = []
 
     def copied(tree: Any) -> Any:
@@ -80,7 +83,8 @@ def recorded(holding_data: bool) -> Iterator[list[Call]]:
     def stand_in(name: str, kernel: Kernel) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             before = copied(arguments)
-            results = kernel.plain(*arguments)
+            with around():
+                results = kernel.plain(*arguments)
             calls.append(Call(name, before, copied(arguments), copied(results)))
             return results
 

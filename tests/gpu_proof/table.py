@@ -8,12 +8,13 @@ that it cannot be lost again unseen.
 import csv
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.gpu_proof.machine_code import ARCHITECTURES
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "results/published/gpu_proof.csv"
+FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 
 # column -> whether more is better; None for what only describes
 COLUMNS: dict[str, bool | None] = {
@@ -32,6 +33,15 @@ COLUMNS: dict[str, bool | None] = {
     "bytes_ratio_read_again": False,  # the same with what loops load again
     "bytes_per_value": False,
     "instructions_per_value": False,  # an upper bound: all paths of a kernel counted
+}
+STEP_COLUMNS: dict[str, bool | None] = {
+    "policy": None,
+    "layer": None,
+    "batch_norm": None,
+    "launches": False,  # beside products and loss
+    "kernels": False,  # of the library, among them
+    "products": False,  # matmul and SpMM
+    "loss": False,
 }
 MOST_LAUNCHES = {"rectified._active_sums": 2}
 MOST_BYTES = {"rectified._encode": 1.3}
@@ -98,6 +108,11 @@ def _mean_width(counts: Iterable[dict[str, int]]) -> str:
     return f"{sum(size * n for size, n in total.items()) / total.total():.1f}"
 
 
+def launches_allowed(kernel: str) -> int:
+    """That one call of a kernel may take."""
+    return MOST_LAUNCHES.get(kernel, 1)
+
+
 def broken_laws(one: dict[str, Any]) -> list[str]:
     """What a case breaks whatever the table says; empty if nothing."""
     name = one["case"]
@@ -107,7 +122,7 @@ def broken_laws(one: dict[str, Any]) -> list[str]:
             if "fault" in code[device]:
                 fault = code[device]["fault"]
                 broken.append(f"{name}: {kernel} does not compile, {device}: {fault}")
-    most_launches = MOST_LAUNCHES.get(one["kernel"], 1)
+    most_launches = launches_allowed(one["kernel"])
     most_bytes = MOST_BYTES.get(one["kernel"], _MOST_BYTES_ELSEWHERE)
     for row in rows_of([one]):
         limits = {
@@ -126,28 +141,63 @@ def broken_laws(one: dict[str, Any]) -> list[str]:
     return broken
 
 
-def differences(
-    committed: list[dict[str, str]], found: list[dict[str, str]]
-) -> list[str]:
-    """Each figure of the found rows that is not the committed one, and which is better.
+@dataclass(frozen=True)
+class Table:
+    """A file of rows, told apart by their columns that only describe."""
 
-    Rows that were not asked for are left out; a whole run shows those that are gone.
-    """
-    before = {(row["case"], row["device"]): row for row in committed}
-    shown = []
-    for row in found:
-        key = (row["case"], row["device"])
-        if key not in before:
-            shown.append(f"new: {' on '.join(key)}")
-            continue
-        for name, more_is_better in COLUMNS.items():
-            old, new = before[key][name], row[name]
-            if old != new:
-                shown.append(
-                    f"{_verdict(old, new, more_is_better)}: {' on '.join(key)}: "
-                    f"{name} {old} -> {new}"
-                )
-    return shown
+    path: Path
+    columns: dict[str, bool | None]
+    num_keys: int  # of the first columns that are what a row is called
+
+    def read(self) -> list[dict[str, str]]:
+        """The committed rows; none if there is no table."""
+        if not self.path.exists():
+            return []
+        with self.path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def write(self, rows: list[dict[str, str]]) -> None:
+        """Replace the committed table."""
+        with self.path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(self.columns), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def differences(
+        self, committed: list[dict[str, str]], found: list[dict[str, str]]
+    ) -> list[str]:
+        """Each found figure that is not the committed one, and which is better.
+
+        Rows that were not asked for are left out; `gone` names them.
+        """
+        before = {self._key(row): row for row in committed}
+        shown = []
+        for row in found:
+            key = self._key(row)
+            if key not in before:
+                shown.append(f"new: {key}")
+                continue
+            for name, more_is_better in self.columns.items():
+                old, new = before[key][name], row[name]
+                if old != new:
+                    verdict = _verdict(old, new, more_is_better)
+                    shown.append(f"{verdict}: {key}: {name} {old} -> {new}")
+        return shown
+
+    def gone(
+        self, committed: list[dict[str, str]], found: list[dict[str, str]]
+    ) -> list[str]:
+        """Rows that are committed and were not found."""
+        there = {self._key(row) for row in found}
+        keys = [self._key(row) for row in committed]
+        return [f"gone: {key}" for key in keys if key not in there]
+
+    def _key(self, row: dict[str, str]) -> str:
+        return ", ".join(row[name] for name in list(self.columns)[: self.num_keys])
+
+
+KERNELS = Table(FOLDER / "gpu_proof.csv", COLUMNS, 3)
+STEPS = Table(FOLDER / "gpu_proof_steps.csv", STEP_COLUMNS, 3)
 
 
 def _verdict(old: str, new: str, more_is_better: bool | None) -> str:
@@ -155,26 +205,3 @@ def _verdict(old: str, new: str, more_is_better: bool | None) -> str:
         return "changed"
     is_better = (float(new) > float(old)) == more_is_better
     return "better, commit it" if is_better else "worse"
-
-
-def gone(committed: list[dict[str, str]], found: list[dict[str, str]]) -> list[str]:
-    """Rows that are committed and were not found."""
-    there = {(row["case"], row["device"]) for row in found}
-    keys = [(row["case"], row["device"]) for row in committed]
-    return [f"gone: {' on '.join(key)}" for key in keys if key not in there]
-
-
-def read() -> list[dict[str, str]]:
-    """The committed rows; none if there is no table."""
-    if not PUBLISHED.exists():
-        return []
-    with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(rows: list[dict[str, str]]) -> None:
-    """Replace the committed table."""
-    with PUBLISHED.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

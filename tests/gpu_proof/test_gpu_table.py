@@ -1,5 +1,6 @@
 """What counts as worse, what is skipped and why: needs no Triton."""
 
+import dataclasses
 import importlib.metadata
 from pathlib import Path
 
@@ -24,20 +25,26 @@ def row(**figures: object) -> dict[str, str]:
         ("load_bytes", "16.0", "4.0", "worse"),
         ("load_bytes", "4.0", "16.0", "better, commit it"),
         ("bytes_ratio", "1.00", "1.01", "worse"),
-        ("kernel", "a", "b", "changed"),
     ],
 )
 def test_a_change_is_shown_and_judged(column, old, new, verdict):
-    (line,) = table.differences([row(**{column: old})], [row(**{column: new})])
-    assert line.startswith(f"{verdict}: 1 on 1: {column}")
-    assert line.endswith(f"{old} -> {new}")
+    before, after = [row(**{column: old})], [row(**{column: new})]
+    expected = f"{verdict}: 1, 1, 1: {column} {old} -> {new}"
+    assert table.KERNELS.differences(before, after) == [expected]
 
 
 def test_equal_rows_show_nothing_and_new_and_gone_ones_are_named():
     one, other = row(case="a"), row(case="b")
-    assert table.differences([one], [one]) == []
-    assert table.differences([one], [other]) == ["new: b on 1"]
-    assert table.gone([one], [other]) == ["gone: a on 1"]
+    assert table.KERNELS.differences([one], [one]) == []
+    assert table.KERNELS.differences([one], [other]) == ["new: b, 1, 1"]
+    assert table.KERNELS.gone([one], [other]) == ["gone: a, 1, 1"]
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    written = dataclasses.replace(table.KERNELS, path=tmp_path / "t.csv")
+    assert written.read() == []
+    written.write([row(case="a"), row(case="b, c")])
+    assert written.read() == [row(case="a"), row(case="b, c")]
 
 
 def test_every_figure_has_a_direction():

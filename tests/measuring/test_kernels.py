@@ -10,9 +10,10 @@ import pytest
 import torch
 import xarray as xr
 
-from pipeline_src.measuring import kernels as kernel_benchmark
 from pipeline_src.measuring import rivals
-from pipeline_src.measuring.kernels import IMPLEMENTATIONS, benchmark_kernels
+from pipeline_src.measuring.gpu import clock, kernel_calls
+from pipeline_src.measuring.gpu.kernel_calls import IMPLEMENTATIONS
+from pipeline_src.measuring.kernels import benchmark_kernels
 from pipeline_src.measuring.rivals import Kernels, rival_kernels
 from pipeline_src.quant.blockwise import count_blocks
 from pipeline_src.records.datasets import read_dataset, write_dataset
@@ -42,7 +43,7 @@ def ticking(monkeypatch):
         call()
         return float(next(ticks))
 
-    monkeypatch.setattr(kernel_benchmark, "measure_time", measure_time)
+    monkeypatch.setattr(clock, "measure_time", measure_time)
 
 
 def made_up(copy, clone, kernel, kept=25.0, values=100.0):
@@ -179,7 +180,7 @@ def test_a_package_that_works_is_timed_and_its_bytes_counted(monkeypatch):
             return None
         return Kernels(lambda: (x,), lambda kept: kept[0], tuple)
 
-    monkeypatch.setattr(kernel_benchmark, "rival_kernels", rival)
+    monkeypatch.setattr(kernel_calls, "rival_kernels", rival)
     found = benchmark().sel(implementation="torchao")
     assert (found["kernel_time"].sel(bits=4) > 0).all()
     assert (found["kept_memory"].sel(bits=4) == 50 * 16 * 4).all()

@@ -1,5 +1,6 @@
 import itertools
 import os
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -48,6 +49,26 @@ def test_a_compiler_off_the_path_is_not_found(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert resolve_compile("auto", CPU) == "auto"
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert resolve_compile("auto", CPU) == "false"
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "$HOME", "a;b", "(a)"])
+def test_folders_that_torch_would_have_to_quote_mean_plain_kernels(
+    name, monkeypatch, tmp_path
+):
+    """Of its kernels, and of itself: the commands that it builds would fall apart."""
+    monkeypatch.setenv("CXX", program(tmp_path / "works"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / name))
+    message = f"torch gives {str(tmp_path / name)!r} to the compiler unquoted"
+    assert message in plain_kernels_warning("true")
+    assert "Set TORCHINDUCTOR_CACHE_DIR to" in plain_kernels_warning("true")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert resolve_compile("auto", CPU) == "auto"
+    (tmp_path / name / "torch").mkdir(parents=True)
+    (tmp_path / name / "torch" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.syspath_prepend(tmp_path / name)
+    assert f"{str(tmp_path / name / 'torch')!r} to the" in plain_kernels_warning("true")
     assert resolve_compile("auto", CPU) == "false"
 
 

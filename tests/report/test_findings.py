@@ -6,7 +6,7 @@ import pytest
 from made_up_records import made_up_collection
 
 from pipeline_src.report.findings import findings
-from pipeline_src.report.markdown import Section, read_markdown
+from pipeline_src.report.sections import Section, read_markdown
 from pipeline_src.report.tables.accuracy import accuracy_table
 from pipeline_src.report.tables.table import to_markdown
 from pipeline_src.report.tables.training import training_table

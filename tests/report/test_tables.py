@@ -456,6 +456,10 @@ def test_what_was_not_tuned_has_no_drop_to_tuned_full_precision():
     assert shown["FP32 tuned [%]"].tolist() == [*["not measured"] * 3, ""]
     assert shown["drop to FP32 tuned [points]"].eq("not measured").all()
     assert shown["drop to FP32 [points]"].eq("+0.20").all()
+    some = made_up_features()
+    some["measured_full_tuned_test_accuracy"].values[:20] = np.nan  # the first place
+    drops = selected_table(some).shown["drop to FP32 tuned [points]"].tolist()
+    assert drops == ["not measured", "+0.30", "+0.30", "not measured"]
 
 
 def test_a_single_seed_has_a_drop_without_an_interval():

@@ -1,5 +1,6 @@
 """The workflow as its users meet it: plans, formatting, whole tiny runs."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -82,10 +83,10 @@ SCALING = RESULTS | {
 SGQUANT = RESULTS | {
     "fetch_graph": 4,
     "prepare_graph": 5,
-    # graphs x models x selection and two blocks of seeds
-    "train_features": 5 * 3 * (1 + 2),
-    "search_bits": 5 * 3,
-    "measure_bits": 5 * 3 * 2,
+    # graphs x models and Computers anew, x selection and two blocks of seeds
+    "train_features": (5 * 3 + 1) * (1 + 2),
+    "search_bits": 5 * 3 + 1,
+    "measure_bits": (5 * 3 + 1) * 2,
     "collect_bits": 1,
     "plot_figure": 1 + 3,
 }
@@ -341,12 +342,13 @@ def test_feature_bits_go_from_graph_to_report_and_repeat_only_what_changed(tmp_p
     blocks = {"digits-gcn-s0to1", "digits-gcn-s2to2"}
     assert names == blocks | {"digits-gcn-s1000to1001", "digits-gcn"}
     assert not list(results.rglob("features/*/.partial/*"))
-    methods = [
-        line.split(",")[3]
-        for line in (results / "tables/sgquant.csv").read_text().splitlines()
-    ]
-    assert methods[:3] == ["method", "ABS", "ABS tuned"]
+    text = (results / "tables/sgquant.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    methods = [row["method"] for row in rows]
+    assert methods[:2] == ["ABS", "ABS tuned"]
     assert methods[-2:] == ["uniform 1", "uniform 1 tuned"]
+    assert {row["hyperparameters"] for row in rows} == {"published, 20 epochs"}
+    assert "NaN" not in {row["drop_tuned"] for row in rows}
     figures = {path.stem for path in (results / "figures").glob("*")}
     assert figures == {"boundaries", "bit_search", "bit_front", "bit_drops"}
     assert "ABS tuned" in (results / "report.html").read_text(encoding="utf-8")

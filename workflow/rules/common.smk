@@ -2,13 +2,9 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-
-ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parents[1]
-sys.path.insert(0, str(ROOT))
 
 from pipeline_src.configuration.checks import (
     ConfigurationError,
@@ -28,22 +24,17 @@ from pipeline_src.features.plans import feature_plans
 from pipeline_src.records.sources import imported_sources
 from pipeline_src.settings.plans import activation_plans
 
-# Jobs find the interpreter that runs Snakemake, the library, and compiled kernels.
-for name, folder in {"PATH": Path(sys.executable).parent, "PYTHONPATH": ROOT}.items():
-    folders = os.environ.get(name, "").split(os.pathsep)
-    if str(folder) != folders[0]:
-        os.environ.update(
-            {name: os.pathsep.join([str(folder), *filter(None, folders)])}
-        )
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
-
+CONFIGURATIONS = dict.fromkeys([*workflow.configfiles, *workflow.overwrite_configfiles])
 try:
-    refuse_repeated_keys([*workflow.configfiles, *workflow.overwrite_configfiles])
+    refuse_repeated_keys(CONFIGURATIONS)
     CONFIG = checked_configuration(
         config, read_schema(ROOT / "workflow" / "schemas" / "config.schema.yaml")
     )
 except ConfigurationError as error:
-    raise WorkflowError(f"The configuration cannot be run:\n{error}") from None
+    raise WorkflowError(
+        f"The configuration cannot be run:\n{error}\nIt was read from"
+        f" {', '.join(map(str, CONFIGURATIONS)) or 'no file'}."
+    ) from None
 config.update(CONFIG)  # what scripts see: device, compile, data_mirror, figures
 
 CELLS = {spec.cell: spec for spec in run_specs(CONFIG)}

@@ -8,8 +8,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipeline_src.quant.compilers import plain_kernels_warning
-from pipeline_src.records.claims import ClaimedError, claim, holder_of
+from pipeline_src.records.claims import UNKNOWN, ClaimedError, claim, holder_of
 from pipeline_src.records.whole_files import write_whole
+from pipeline_src.report.markdown import as_shown
 
 # Held by the workflow at work on these results; Snakemake's own locks outlive a kill.
 CLAIM = Path(".snakemake") / "claims" / CONFIG["run"]
@@ -28,12 +29,22 @@ def forget_dead_workflows():
     if not alive:
         shutil.rmtree(LOCKS, ignore_errors=True)
     for run, holder in alive.items():
-        print(
-            f"Note: results/{run} is being made by {holder}. A second start on it is"
-            " refused until that one ends: wait, or stop it, or give this one a name"
-            " of its own with --config run=NAME. Do not use --unlock.",
-            file=sys.stderr,
+        print(f"Note: {told(run, holder)}", file=sys.stderr)
+
+
+def told(run, holder):
+    """What a second start on these results can do."""
+    if holder.startswith(UNKNOWN):
+        return (
+            f"results/{run} may be in the making by {holder}. Wait for it, or give this"
+            " start a name of its own with --config run=NAME. If that process has been"
+            " killed, --unlock takes away what it left."
         )
+    return (
+        f"results/{run} is being made by {holder}. A second start on it is refused"
+        " until that one ends: wait, or stop it, or give this one a name of its own"
+        " with --config run=NAME. Do not use --unlock."
+    )
 
 
 def claim_results():
@@ -71,7 +82,7 @@ def print_summary():
     for table in ["accuracy", "memory"] if CELLS else untrained:
         path = results / "tables" / f"{table}.md"
         if path.exists():
-            print(path.read_text(encoding="utf-8"))
+            print(as_shown(path.read_text(encoding="utf-8")))
     print(f"Everything is below {results}; start with {results / 'report.html'}.")
 
 
