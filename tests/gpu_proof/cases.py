@@ -19,7 +19,13 @@ from pipeline_src.quant.blockwise import (
     compress_blocks,
     decompress_blocks,
 )
-from pipeline_src.quant.feature_store import FeatureStore, PackedRows
+from pipeline_src.quant.feature_store import (
+    FeatureStore,
+    PackedRows,
+    RowPacking,
+    pack_rows,
+)
+from pipeline_src.quant.projection import projection
 from pipeline_src.quant.rectified import (
     RECTIFIED_BITS,
     Normalization,
@@ -234,6 +240,14 @@ def _encode_rows(bits: int, marked: bool) -> Any:
     return operate
 
 
+def _pack_rows(bits: int) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        x = torch.randn(size, device=device)
+        return pack_rows(x, bits, RowPacking(compile="true"))
+
+    return operate
+
+
 def _words(rows: int, width: int, bits: int, device: str) -> Tensor:
     if bits == 32:
         return torch.randn(rows, width, device=device)
@@ -268,7 +282,7 @@ def _gather(widths: tuple[int, ...]) -> Any:
 def _decode_segments(bits: int) -> Any:
     def operate(device: str, size: Size) -> Any:
         values, heads, segments = size
-        words = _words(heads, values, bits, device)
+        words = _words(heads, values, bits, device).T.contiguous().T
         grid = [torch.rand(segments, heads, device=device) for _ in range(2)]
         packed = PackedSegments(words, *grid, values, bits, "true")
         return packed.decode(torch.randint(0, segments, (values,), device=device))
@@ -298,6 +312,9 @@ def _rows_and_segments() -> Iterator[Case]:
             title = f"encode_rows {bits} bits" + (" marked" if marked else "")
             operate = _encode_rows(bits, marked)
             yield Case(title, "row_codes._encode", operate, **rows)
+    for bits in CODE_BITS:
+        title = f"pack_rows {bits} bits"
+        yield Case(title, "row_codes._pack", _pack_rows(bits), **rows)
     for widths in ((1,), (2,), (4,), (8,), (16,), (2, 4, 8), (4, 32)):
         title = f"gather {'+'.join(map(str, widths))} bits"
         yield Case(title, "feature_store._gather", _gather(widths), **gathered)
@@ -305,11 +322,29 @@ def _rows_and_segments() -> Iterator[Case]:
         title = f"decode_segments {bits} bits"
         operate = _decode_segments(bits)
         yield Case(title, "segment_store._decode", operate, **segments)
+    alike: dict[str, Any] = {
+        "large": (EDGES, 8, 1),
+        "more": ((101, 8, 1), (64, 8, 1)),
+        "odd": ((101, 3, 1),),
+    }
+    for bits in (2, 16):
+        title = f"decode_segments alike {bits} bits"
+        operate = _decode_segments(bits)
+        yield Case(title, "segment_store._decode_alike", operate, **alike)
+
+
+def _project(device: str, size: Size) -> Any:
+    return projection(_seed(device), *size, "true")
+
+
+def _projection() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"large": (256, 32), "more": (), "odd": ((24, 7),)}
+    yield Case("projection", "projection._entries", _project, **sizes)
 
 
 def all_cases() -> dict[str, Case]:
     """By name."""
-    makers = (_blockwise, _rectified, _bitmask, _rows_and_segments)
+    makers = (_blockwise, _rectified, _bitmask, _rows_and_segments, _projection)
     cases = [case for maker in makers for case in maker()]
     named = {case.name: case for case in cases}
     assert len(named) == len(cases), "names of cases repeat"

@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -7,15 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from pipeline_src.quant.blockwise import (
     PACKABLE_BITS,
+    _compress_fused,
     blocks_per_packet,
     check_blocks,
     compress_blocks,
     count_blocks,
     decompress_blocks,
 )
+from pipeline_src.quant.noise import GOLDEN, wrap
 from tests import oracles
 
 SEED = torch.tensor(20231, dtype=torch.int32)
@@ -141,6 +145,21 @@ def test_one_compilation_serves_a_tail_with_padding_and_one_without():
         compress_blocks(x, SEED, 2, 63, None, "true")
         counts.append(counters["stats"]["unique_graphs"])
     assert counts[0] == counts[-1]
+    torch.compiler.reset()
+
+
+def test_no_constant_of_the_compiled_hash_leaves_int32():
+    """Triton refuses one; C++ takes it, so that equal bits would not show it."""
+    torch.compiler.reset()
+    x = torch.zeros(64 * 20)
+    _, (code,) = run_and_get_code(
+        lambda: _compress_fused(
+            x.view(20, 1, 4, 16), torch.zeros(20, dtype=torch.int32), None, 2
+        )
+    )
+    constants = [int(text) for text in re.findall(r"(?<![\w.])-?\d{9,}", code)]
+    assert wrap(2 * GOLDEN) in constants
+    assert all(-(2**31) <= constant < 2**31 for constant in constants)
     torch.compiler.reset()
 
 
