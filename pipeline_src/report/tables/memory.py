@@ -117,8 +117,8 @@ def _memory_frame(
             row = {name: group[name].iloc[0] for name in settings}
             row |= {name: group[name].mean() for name in scalars}
             rows.append(row | {"speed": np.empty(0), "measured": "in training"})
-    for one in counted:
-        rows.append({**one, "speed": np.empty(0), "measured": "counted"})
+    for counts in counted:
+        rows.append({**counts, "speed": np.empty(0), "measured": "counted"})
     return pd.DataFrame(rows, columns=[*settings, *scalars, "speed", "measured"])
 
 
