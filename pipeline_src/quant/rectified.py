@@ -60,8 +60,9 @@ from pipeline_src.quant.shared_noise import (
 
 RECTIFIED_BITS = (1, 2, 4, 8)
 PLAIN_VALUES = 2**15  # that a plain kernel takes at once
-# Ends below this decode to finite values: estimates reach 5 reaches from the middle.
-LARGEST_END = 2.0**124
+# Ends below this decode to finite values and variances: an estimate lies within 5
+# reaches of the middle, a reach is below 2**61, and (5 * 2**61)**2 is below 2**127.
+LARGEST_END = 2.0**60
 _ROWS_ADDED = 8  # in the order of rows, before anything else is added
 _HIGH_HALF = -(2**16)  # of a word
 

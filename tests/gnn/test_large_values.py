@@ -5,6 +5,7 @@ import torch
 
 from pipeline_src.gnn.lean import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.rectified import RectifiedCoder
@@ -15,19 +16,18 @@ BITS = (1, 2, 4, 8)
 
 def network(kind, bits):
     torch.manual_seed(0)
-    keep = lean = None
+    shape = NetworkShape("sage", 6, 8, 4, 2, 0.0, False)
     if kind == "exact":
 
         def keep(name, width, may_project):
             return Compressor(bits, width, compile="false")
 
-    else:
-        coder = RectifiedCoder(bits, 8)
-        if kind == "lean without sided codes":
-            coder = Compressor(bits, 64, compile="false")
-        lean = LeanRecipe((coder,), 8, compile="false")
-    shape = ("sage", 6, 8, 4, 2, 0.0, False)
-    return GraphNetwork(*shape, keep=keep, compile="false", lean=lean).train()
+        return GraphNetwork(shape, keep, compile="false").train()
+    coder = RectifiedCoder(bits, 8)
+    if kind == "lean without sided codes":
+        coder = Compressor(bits, 64, compile="false")
+    lean = LeanRecipe((coder,), 8, compile="false")
+    return GraphNetwork(shape, lean, compile="false").train()
 
 
 @pytest.mark.parametrize("kind", ["exact", "lean", "lean without sided codes"])
