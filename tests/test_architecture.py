@@ -110,6 +110,8 @@ PACKAGES: dict[str, set[str]] = {
     "settings.choice": TABLES,
     "report": {"jinja2"} | TABLES,
     "report.markdown": set(),
+    "report.findings": set(),
+    "report.sections": set(),
     "report.figures": PICTURES,
     "report.drawing": PICTURES,
     "configuration": LIGHT,
@@ -165,7 +167,9 @@ STRICTER: dict[str, set[str]] = {
         *("settings.plans", "settings.rounds", "settings.space"),
         *("search.result", "records.datasets"),
     },
-    "report": {"records.datasets", "report.markdown"},
+    "report": {
+        *("records.datasets", "report.markdown", "report.sections", "report.findings"),
+    },
     "report.tables": {"report.tables", "report.markdown"},
     "report.tables.counted": {
         *("measuring.byte_books", "training.spec", "graphs.sizes")
