@@ -64,6 +64,9 @@ MEASUREMENT_SCALARS = {
     **MEMORY_SCALARS,
     "first_step_time": ("s", "time of the first step, compilation included"),
     "gradient_error": ("1", "relative squared error of the weight gradients"),
+    "gradient_bias": ("1", "part of the gradient error that is bias"),
+    "gradient_bias_standard_error": ("1", "standard error of gradient_bias"),
+    "gradient_variance": ("1", "part of the gradient error that is variance"),
 }
 RUN_SCALARS = {
     "test_accuracy": ("1", "test accuracy at the epoch of best validation accuracy"),
