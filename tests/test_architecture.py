@@ -110,6 +110,8 @@ PACKAGES: dict[str, set[str]] = {
     "settings.choice": TABLES,
     "report": {"jinja2"} | TABLES,
     "report.markdown": set(),
+    "report.findings": set(),
+    "report.sections": set(),
     "report.figures": PICTURES,
     "report.drawing": PICTURES,
     "configuration": LIGHT,
@@ -167,11 +169,14 @@ STRICTER: dict[str, set[str]] = {
         *("settings.plans", "settings.rounds", "settings.space"),
         *("search.result", "records.datasets"),
     },
-    "report": {"records.datasets", "report.markdown"},
-    "report.tables": {"report.tables", "report.markdown"},
-    "report.tables.byte_books": {
-        *("report.tables", "measuring.byte_books", "training.spec", "graphs.sizes")
+    "report": {
+        *("records.datasets", "report.markdown", "report.sections", "report.findings"),
     },
+    "report.tables": {"report.tables", "report.markdown"},
+    "report.tables.counted": {
+        *("measuring.byte_books", "training.spec", "graphs.sizes")
+    },
+    "report.tables.memory": {"report.tables", "training.spec"},
     "report.figures": {"report.figures", "report.drawing"},
     "report.drawing": {"report.drawing"},
     # Every start of Snakemake imports it.
