@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pipeline_src.gnn.models import (
         GraphNetwork as GraphNetwork,
     )
+    from pipeline_src.gnn.shape import (
+        NetworkShape as NetworkShape,
+    )
     from pipeline_src.graphs.embedded import (
         digits_graph as digits_graph,
         synthetic_graph as synthetic_graph,
@@ -34,6 +37,13 @@ if TYPE_CHECKING:
         Graph as Graph,
         adjacency_from_edges as adjacency_from_edges,
     )
+    from pipeline_src.laws.clipped_normal import (
+        ClippedNormal as ClippedNormal,
+        rounding_variance as rounding_variance,
+    )
+    from pipeline_src.laws.solver import (
+        solve_boundaries as solve_boundaries,
+    )
     from pipeline_src.quant.bitmask import (
         mask_gradient as mask_gradient,
         pack_mask as pack_mask,
@@ -41,11 +51,6 @@ if TYPE_CHECKING:
     from pipeline_src.quant.blockwise import (
         compress_blocks as compress_blocks,
         decompress_blocks as decompress_blocks,
-    )
-    from pipeline_src.quant.boundaries import (
-        ClippedNormal as ClippedNormal,
-        rounding_variance as rounding_variance,
-        solve_boundaries as solve_boundaries,
     )
     from pipeline_src.quant.compressor import (
         CompressedActivation as CompressedActivation,
@@ -77,12 +82,14 @@ _HOMES = {
     "gnn.aggregation": ("Aggregation", "gcn_aggregation", "mean_aggregation"),
     "gnn.feature_bits": ("FeatureBits",),
     "gnn.models": ("GraphNetwork",),
+    "gnn.shape": ("NetworkShape",),
     "graphs.embedded": ("digits_graph", "synthetic_graph"),
     "graphs.files": ("read_graph", "write_graph"),
     "graphs.graph": ("Adjacency", "Graph", "adjacency_from_edges"),
+    "laws.clipped_normal": ("ClippedNormal", "rounding_variance"),
+    "laws.solver": ("solve_boundaries",),
     "quant.bitmask": ("mask_gradient", "pack_mask"),
     "quant.blockwise": ("compress_blocks", "decompress_blocks"),
-    "quant.boundaries": ("ClippedNormal", "rounding_variance", "solve_boundaries"),
     "quant.compressor": ("CompressedActivation", "Compressor"),
     "quant.feature_store": ("FeatureStore", "RowPacking"),
     "records.datasets": ("read_dataset", "write_dataset"),

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.stats
 
 from pipeline_src.laws import cells
-from pipeline_src.quant.boundaries import ClippedNormal
+from pipeline_src.laws.clipped_normal import ClippedNormal
 
 NUM_BINS = 3
 NARROW = (1.4, 0.3)  # mean and std of a normal law that stays within 0..3

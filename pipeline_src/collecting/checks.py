@@ -82,6 +82,7 @@ def describe_checks(runs: xr.Dataset) -> str:
             f"{num_runs} runs and {num_measured} measurements: no compressed method"
             " keeps more than FP32",
             describe_versions(provenances(runs)),
+            *(f"WARNING: {doubt}" for doubt in doubts(runs)),
         ]
     )
 
@@ -90,6 +91,12 @@ def provenances(runs: xr.Dataset) -> list[str]:
     """What made each run and each measurement, as JSON."""
     names = ("provenance", "measurement_provenance")
     return [str(text) for name in names for text in runs[name].values]
+
+
+def doubts(runs: xr.Dataset) -> list[str]:
+    """What the records say makes their accuracies mean less than they seem."""
+    said = [json.loads(text).get("doubts", []) for text in provenances(runs)]
+    return list(dict.fromkeys(itertools.chain.from_iterable(said)))
 
 
 def chance_bound(chance_accuracy: float, num_test_nodes: int) -> float:
@@ -185,6 +192,8 @@ def _at_chance(trained: pd.DataFrame) -> Iterator[str]:
         known = np.isfinite(row["chance_accuracy"]) and row["num_test_nodes"] > 0
         if not known or np.isnan(row["test_accuracy"]):
             continue  # reported as missing
+        if row["chance_accuracy"] == 1:
+            continue  # one class only: nobody can do better, and `doubts` tells it
         bound = chance_bound(row["chance_accuracy"], int(row["num_test_nodes"]))
         if not row["test_accuracy"] > bound:
             yield (

@@ -23,6 +23,7 @@ from pipeline_src.configuration.plans import (
 )
 from pipeline_src.configuration.schemas import fill_defaults, problems, remedy, shown
 from pipeline_src.features.plans import feature_plans
+from pipeline_src.graphs.fetching import mirror_place
 from pipeline_src.settings.checks import (
     problems_of_activation_searches,
 )
@@ -124,6 +125,11 @@ def _problems_of_text(config: Mapping[str, Any]) -> Iterator[str]:
                 f"{path}: expected one line of characters that can be printed, "
                 f"got {shown(text)}"
             )
+    if config.get("data_mirror") is not None:
+        try:
+            mirror_place(config["data_mirror"])
+        except ValueError as error:
+            yield f"data_mirror: {error}"
 
 
 def _problems_of_names(config: Mapping[str, Any]) -> Iterator[str]:

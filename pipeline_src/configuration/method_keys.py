@@ -96,6 +96,12 @@ def _problems_of_lean(method: Mapping[str, Any], path: str) -> Iterator[str]:
                 f"{path}.rows_per_block: expected a multiple of {8 // bits}, because a "
                 f"byte holds the {bits}-bit codes of as many rows; got {rows}"
             )
+    is_sided = "sided_codes" not in method.get("without", ())
+    if is_sided and method.get("boundaries", "even") != "even":
+        yield (
+            f"{path}.boundaries: the codes of lean have no fixed edges that could be "
+            "moved, unless `without` names sided_codes; leave it out"
+        )
     projected = method.get("projection_ratio", 1) != 1
     if projected and not set(method.get("without", ())) & set(COPYING):
         yield (

@@ -24,6 +24,7 @@ from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.gnn.quantized_points import QuantizedPoints
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.graphs.sparse_features import MOST_ENTRIES, SparseFeatures
+from pipeline_src.graphs.splits import refuse_empty_splits
 from pipeline_src.quant.feature_store import FeatureStore
 
 FINE_TUNING_EPOCHS = 40  # of the replication that the reference describes
@@ -94,6 +95,7 @@ def _fit(
     inference's; so the accuracies that are returned are measured at the end, from what
     is kept.
     """
+    refuse_empty_splits(graph.splits)
     kept: FeatureStore = FeatureStore.full(graph.features)
     straight = None
     if points is not None:

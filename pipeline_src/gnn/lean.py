@@ -11,15 +11,23 @@ need not be kept at all:
    (quant/rectified.py), so the mask costs nothing.
 6. Backward reads codes run by run, adds to weight gradients, and overwrites gradients.
 
-So a hidden layer keeps its codes and nothing else. Backward holds two tensors of the
-size of an activation at once: the gradient and its transposed aggregation. Each idea
-can be switched off by its name in IDEAS; what is then kept is compressed at the same
-width, projected if the recipe says so, and the rest stays as it is.
+So a hidden layer keeps its codes, the two ends of each block, and two statistics of
+each feature. Backward holds two tensors of the size of an activation at once: the
+gradient and its transposed aggregation. Each idea can be switched off by its name in
+IDEAS; what is then kept is compressed at the same width, projected if the recipe says
+so, and the rest stays as it is.
 
 The price is one more aggregation for the first layer, and gradients that carry the
-noise of stochastic rounding in all layers but the first.
+noise of rounding: those of the last layer's weights through its input, those of the
+first through BatchNorm and all layers behind it. From two bits on they are unbiased.
+
+The same runs, and the same order of additions, whether kernels are compiled or not:
+the choice changes no bit on a CPU. The number of threads may: matrix products add in an
+order of their own for each.
 """
 
+import functools
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +49,8 @@ from pipeline_src.quant.rectified import (
     RectifiedCoder,
     RectifiedCodes,
     RectifiedSetting,
-    active_sums,
     encode,
+    side_means,
 )
 from pipeline_src.quant.references import check_unchanged, watch
 
@@ -54,9 +62,9 @@ IDEAS = (
     "sided_codes",
     "chunked_backward",
 )
-RUN_VALUES = 2**21  # that a kernel takes at once on a CPU: 8 MiB, a share of its cache
-RUN_VALUES_ON_GPU = 2**23  # 32 MiB: fills a GPU, and little beside the activations
-PLAIN_RUN_VALUES = 2**15  # plain kernels hold a dozen temporaries of this size
+# Values of a run, and so of the temporaries that a layer's gradients need.
+RUN_VALUES = 2**21  # on a CPU: 8 MiB, a share of its cache
+RUN_VALUES_ON_GPU = 2**24  # 64 MiB: fills a GPU, and little beside the activations
 Slot = int  # of a layer, counted from 0
 
 
@@ -71,6 +79,9 @@ class LeanRecipe:
         without: ideas that are switched off, of IDEAS.
         compile: whether kernels are compiled.
 
+    Warns:
+        UserWarning: once in a process, if a layer is kept in codes of one bit.
+
     Raises:
         ValueError: if without names what is no idea.
     """
@@ -84,6 +95,8 @@ class LeanRecipe:
     def __post_init__(self) -> None:
         if unknown := sorted(self.without - set(IDEAS)):
             raise ValueError(f"without must name ideas of {IDEAS}, got {unknown}")
+        if any(_is_biased(coder) for coder in self.coders):
+            _warn_of_bias()
 
     def names(self, num_layers: int, has_root: bool) -> list[str]:
         """Names of all that is kept, in the order of seeds and flags."""
@@ -107,13 +120,25 @@ class LeanRecipe:
 
     def runs(self, num_nodes: int, width: int, device: torch.device) -> "Runs":
         """How the rows of an activation are taken."""
-        fused = fusion_pays(num_nodes * width, device, self.compile)
         values = RUN_VALUES_ON_GPU if device.type == "cuda" else RUN_VALUES
         if "chunked_backward" in self.without:
             values = num_nodes * width + 1
-        elif not fused:
-            values = PLAIN_RUN_VALUES
-        return Runs(num_nodes, width, self.rows_per_block, values, fused)
+        return Runs(num_nodes, width, self.rows_per_block, values)
+
+
+def _is_biased(coder: Compressor | RectifiedCoder) -> bool:
+    return isinstance(coder, RectifiedCoder) and coder.needs_means
+
+
+@functools.cache
+def _warn_of_bias() -> None:
+    warnings.warn(
+        "lean with 1 bit has biased gradients: a code says on which side of ReLU a "
+        "value lies and stands for the mean of that side. Take 2 bits or more, in "
+        "bits or layer_bits, for gradients that are right in the mean",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 @dataclass(frozen=True)
@@ -124,7 +149,6 @@ class Runs:
     width: int
     rows_per_block: int
     values: int  # in a run, at most about
-    fused: bool
 
     @property
     def num_rows(self) -> int:
@@ -141,13 +165,19 @@ class Runs:
         ends = [*starts[1:], self.num_rows]
         return (slice(*pair) for pair in zip(starts, ends, strict=True))
 
-    def blocks(self, run: slice) -> slice:
-        """The blocks of a run."""
-        return slice(run.start // self.rows_per_block, run.stop // self.rows_per_block)
-
     def nodes(self, run: slice) -> slice:
         """The rows of a run that are no padding."""
         return slice(run.start, min(run.stop, self.num_nodes))
+
+    def keep(
+        self,
+        run: slice,
+        source: "Tensor | MaskedCodes | RectifiedCodes",
+        dropout: float = 0.0,
+    ) -> "KeptRun":
+        """What a run keeps, to begin with."""
+        nodes = self.nodes(run)
+        return KeptRun(run, nodes.stop - nodes.start, source, dropout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,9 +221,11 @@ class LeanLayer:
             output.addmm_(x, self.root_weight.T)
         output += self.bias
 
-    def input_gradient(self, transposed: Tensor, gradient: Tensor) -> Tensor:
+    def input_gradient(
+        self, transposed: Tensor, gradient: Tensor, output: Tensor | None = None
+    ) -> Tensor:
         """Gradient of some rows of the input from those rows of Aᵀ g and g."""
-        product = transposed @ self.weight
+        product = torch.mm(transposed, self.weight, out=output)
         if self.root_weight is not None:
             product.addmm_(gradient, self.root_weight)
         return product
@@ -202,27 +234,35 @@ class LeanLayer:
 class Gradients:
     """Gradients of one layer's parameters, added up run by run."""
 
-    def __init__(self, layer: LeanLayer) -> None:
-        """Start from zero."""
-        self.weight = torch.zeros_like(layer.weight)
-        self.bias = torch.zeros_like(layer.bias)
-        self.root_weight = (
-            None if layer.root_weight is None else torch.zeros_like(layer.root_weight)
-        )
+    def __init__(self) -> None:
+        """Nothing is found yet."""
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.root_weight: Tensor | None = None
         self.norm: tuple[Tensor, ...] = ()
 
     def in_order(self) -> list[Tensor]:
         """As LeanLayer.parameters."""
-        root = [] if self.root_weight is None else [self.root_weight]
-        return [self.weight, self.bias, *root, *self.norm]
+        found = [self.weight, self.bias, self.root_weight, *self.norm]
+        return [one for one in found if one is not None]
+
+
+def _add(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total.add_(term)
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return left @ right if total is None else total.addmm_(left, right)
 
 
 @dataclass(eq=False)
 class KeptRun:
     """What is kept of some rows of a convolution's input."""
 
-    rows: slice  # of nodes
-    source: Tensor | MaskedCodes | RectifiedCodes  # resident rows, or codes of them
+    rows: slice  # whole blocks; the last may be padding
+    num_nodes: int  # of them that are no padding
+    # Resident rows, codes of them, or codes of the whole layer.
+    source: Tensor | MaskedCodes | RectifiedCodes
     dropout: float  # that the source does not draw itself, for which there is a mask
     mask: Tensor | None = None  # packed bits of Dropout
     input: CompressedActivation | None = None
@@ -232,10 +272,18 @@ class KeptRun:
         """Estimate of the rows."""
         if isinstance(self.source, Tensor):
             return self.source
-        x = self.source.output()
+        if isinstance(self.source, RectifiedCodes):
+            x = self.source.output(self.rows)
+        else:
+            x = self.source.output()
         if self.mask is not None:
             x = self.drop(x)
-        return x[: self.rows.stop - self.rows.start]
+        return x[: self.num_nodes]
+
+    @property
+    def nodes(self) -> slice:
+        """The rows that are no padding."""
+        return slice(self.rows.start, self.rows.start + self.num_nodes)
 
     def drop(self, values: Tensor) -> Tensor:
         """Through a mask that was kept."""
@@ -243,24 +291,27 @@ class KeptRun:
         return mask_gradient(values, self.mask, 1 / (1 - self.dropout), "false")
 
     def add_gradients(
-        self, found: Gradients, transposed: Tensor, gradient: Tensor
+        self, found: Gradients, transposed: Tensor, gradient: Tensor, has_root: bool
     ) -> None:
         """Add what these rows contribute, from their rows of Aᵀ g and g."""
         if self.aggregated is not None:
-            found.weight += self.aggregated.weight_gradient(gradient)
+            product = self.aggregated.weight_gradient(gradient)
+            found.weight = _add(found.weight, product)
         if self.input is not None:
             if self.aggregated is None:
-                found.weight += self.input.weight_gradient(transposed)
-            if found.root_weight is not None:
-                found.root_weight += self.input.weight_gradient(gradient)
+                product = self.input.weight_gradient(transposed)
+                found.weight = _add(found.weight, product)
+            if has_root:
+                product = self.input.weight_gradient(gradient)
+                found.root_weight = _add(found.root_weight, product)
             return
-        if self.aggregated is not None and found.root_weight is None:
+        if self.aggregated is not None and not has_root:
             return
         x = self.x()
         if self.aggregated is None:
-            found.weight.addmm_(transposed.T, x)
-        if found.root_weight is not None:
-            found.root_weight.addmm_(gradient.T, x)
+            found.weight = _add_product(found.weight, transposed.T, x)
+        if has_root:
+            found.root_weight = _add_product(found.root_weight, gradient.T, x)
 
 
 class LeanNetwork(Function):
@@ -285,10 +336,10 @@ class LeanNetwork(Function):
         ctx.references = watch(kept_by_reference) + aggregation.watched()
         hidden = x
         resident = recipe.copies_input(0) or recipe.copies_aggregated(keeping.has_root)
-        kept = [KeptRun(slice(0, num_nodes), x, 0.0)]
+        kept = [KeptRun(slice(0, num_nodes), num_nodes, x, 0.0)]
         if resident:
             runs = recipe.runs(num_nodes, x.shape[1], device)
-            kept = [KeptRun(runs.nodes(run), x[runs.nodes(run)], 0.0) for run in runs]
+            kept = [runs.keep(run, x[runs.nodes(run)]) for run in runs]
         ctx.kept = [kept]
         for slot, layer in enumerate(layers):
             aggregated = keeping.copy(slot, hidden, aggregation, ctx.kept[-1])
@@ -320,12 +371,12 @@ class LeanNetwork(Function):
         aggregation, layers, recipe = ctx.setting
         kept, ctx.kept, ctx.references = ctx.kept, None, None
         num_nodes = grad_logits.shape[0]
-        found = [Gradients(layer) for layer in layers]
+        found = [Gradients() for _ in layers]
         gradient = grad_logits
         for slot in range(len(layers) - 1, 0, -1):
             runs_kept = kept.pop()
             rows = gradient[:num_nodes]
-            found[slot].bias += rows.sum(dim=0)
+            found[slot].bias = rows.sum(dim=0)
             transposed = aggregation.transpose(rows)
             width = layers[slot].weight.shape[1]
             runs = recipe.runs(num_nodes, width, gradient.device)
@@ -344,10 +395,12 @@ class LeanNetwork(Function):
                 layers[below], found[below], runs_kept, runs, gradient
             )
         rows = gradient[:num_nodes]
-        found[0].bias += rows.sum(dim=0)
+        found[0].bias = rows.sum(dim=0)
         transposed = aggregation.transpose(rows)
+        has_root = layers[0].root_weight is not None
         for run in kept.pop():
-            run.add_gradients(found[0], transposed[run.rows], rows[run.rows])
+            of = run.nodes
+            run.add_gradients(found[0], transposed[of], rows[of], has_root)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = layers[0].input_gradient(transposed, rows)
@@ -364,7 +417,8 @@ def _read_in_backward(
         for name, parameter in layer.read_in_backward():
             yield f"layer{slot + 1} {name}", parameter
     for coder in (*recipe.coders, *recipe.copies):
-        yield "boundaries", coder.boundaries
+        if isinstance(coder, Compressor):
+            yield "boundaries", coder.boundaries
 
 
 class _Keeping:
@@ -393,9 +447,10 @@ class _Keeping:
         for run in kept:
             if aggregated is not None:
                 name = f"layer{slot + 1}.aggregated"
-                run.aggregated = self._compress(slot, name, aggregated, run.rows)
+                run.aggregated = self._compress(slot, name, aggregated, run.nodes)
             if self.recipe.copies_input(slot):
-                run.input = self._compress(slot, f"layer{slot + 1}.input", x, run.rows)
+                name = f"layer{slot + 1}.input"
+                run.input = self._compress(slot, name, x, run.nodes)
         return aggregated
 
     def encode(
@@ -411,39 +466,29 @@ class _Keeping:
         seed, flag, coder = self.seeds[name], self.finite[name], recipe.coders[slot]
         drawn_again = "regenerated_dropout" not in recipe.without
         drawn = dropout if drawn_again else 0.0
-        means = None
         if isinstance(coder, RectifiedCoder):
-            # One tensor for all runs, so that their number changes no byte.
-            blocks, per_block = (
-                runs.num_rows // runs.rows_per_block,
-                coder.rows_per_block,
-            )
-            shape = (blocks, per_block * coder.bits // 8, runs.width)
-            packed = y.new_empty(shape, dtype=torch.uint8)
-            ends = y.new_empty((blocks, coder.num_ends), dtype=torch.bfloat16)
+            fused = fusion_pays(y.numel(), y.device, recipe.compile)
+            means = None
             if coder.needs_means:
-                means = _side_means(y, runs, normalization)
-        kept = []
-        for run in runs:
-            part = y[run]
-            codes: MaskedCodes | RectifiedCodes
-            if isinstance(coder, RectifiedCoder):
-                setting = RectifiedSetting(
-                    coder, normalization, drawn, means, runs.fused
-                )
-                of = runs.blocks(run)
-                codes = encode(part, packed[of], ends[of], seed, run.start, setting)
-            else:
-                codes = encode_masked(
-                    part, seed, run.start, normalization, drawn, coder
-                )
+                means = side_means(y, runs.num_nodes, normalization, fused)
+            setting = RectifiedSetting(coder, normalization, drawn, means, fused)
+            codes = encode(y, seed, setting)
             flag.logical_and_(codes.is_finite)
-            one = KeptRun(runs.nodes(run), codes, dropout)
-            if dropout and not drawn_again:
-                mask = survives(seed, run.start, part.shape, dropout)
+            kept = [runs.keep(run, codes, dropout) for run in runs]
+        else:
+            kept = []
+            for run in runs:
+                masked = encode_masked(
+                    y[run], seed, run.start, normalization, drawn, coder
+                )
+                flag.logical_and_(masked.is_finite)
+                kept.append(runs.keep(run, masked, dropout))
+        if dropout and not drawn_again:
+            for one in kept:
+                part = y[one.rows]
+                mask = survives(seed, one.rows.start, part.shape, dropout)
                 one.mask = pack_mask(mask, "false")
                 part.copy_(one.drop(part))
-            kept.append(one)
         return kept
 
     def _compress(
@@ -470,10 +515,15 @@ def _through_convolution(
     shape = (runs.num_rows, runs.width)
     fits = overwrite and gradient.shape == shape
     result = gradient if fits else gradient.new_empty(shape)
+    has_root = layer.root_weight is not None
     for run in kept:
-        rows = transposed[run.rows], gradient[run.rows]
-        run.add_gradients(found, *rows)
-        result[run.rows] = layer.input_gradient(*rows)
+        rows = transposed[run.nodes], gradient[run.nodes]
+        run.add_gradients(found, *rows, has_root)
+        place = result[run.nodes]
+        if fits:
+            place.copy_(layer.input_gradient(*rows))
+        else:
+            layer.input_gradient(*rows, place)
     result[runs.num_nodes :] = 0.0
     return result
 
@@ -486,41 +536,41 @@ def _through_normalization(
     gradient: Tensor,  # (padded rows, width): of h; overwritten with that of y
 ) -> None:
     """Through Dropout, ReLU and BatchNorm, in place."""
-    sums = torch.zeros(2, runs.width, device=gradient.device)
-    parts = [(run, gradient[rows]) for run, rows in zip(kept, runs, strict=True)]
-    for run, part in parts:
+    for run in kept:
         if run.mask is not None:
+            part = gradient[run.rows]
             part.copy_(run.drop(part))
-        if layer.norm is not None:
-            sums += _codes(run).gradient_sums(part)
-    if layer.norm is not None:
+    parts = _codes_of_rows(kept, gradient)
+    share = 0.0  # of a node in the statistics; running ones do not depend on y
+    if layer.norm is None:
+        sums = gradient.new_zeros((2, runs.width))
+    else:
+        sums = functools.reduce(
+            torch.add, [codes.gradient_sums(part) for codes, part in parts]
+        )
         of_weight, of_bias = sums[1].clone(), sums[0].clone()
         found.norm = (
             *(() if layer.norm.weight is None else (of_weight,)),
             *(() if layer.norm.bias is None else (of_bias,)),
         )
-        if not layer.norm.by_batch:
-            sums.zero_()  # running statistics do not depend on y
-    mean_gradient, mean_product = sums / runs.num_nodes
-    for run, part in parts:
-        _codes(run).backpropagate(part, mean_gradient, mean_product)
+        if layer.norm.by_batch:
+            share = 1.0 / runs.num_nodes
+    scalar = torch.full((), share, device=gradient.device)
+    for codes, part in parts:
+        codes.backpropagate(part, sums, scalar)
 
 
-def _codes(run: KeptRun) -> MaskedCodes | RectifiedCodes:
-    assert not isinstance(run.source, Tensor), "hidden layers are kept as codes"
-    return run.source
-
-
-def _side_means(y: Tensor, runs: Runs, normalization: Normalization) -> Tensor:
-    """Means of n over nodes on either side of ReLU, (2, width); 0 if it is empty."""
-    sums = torch.zeros(3, runs.width, device=y.device)
-    for run in runs:
-        sums += active_sums(y[run], normalization, runs.rows_per_block, runs.fused)
-    if padding := runs.num_rows - runs.num_nodes:
-        sums -= active_sums(y[runs.num_nodes :], normalization, padding, False)
-    count, active, total = sums
-    counts = torch.stack([runs.num_nodes - count, count])
-    return torch.stack([total - active, active]) / counts.clamp(min=1)
+def _codes_of_rows(
+    kept: list[KeptRun], gradient: Tensor
+) -> list[tuple[MaskedCodes | RectifiedCodes, Tensor]]:
+    """Codes and the rows of the gradient they stand for: a layer's, or of each run."""
+    parts: list[tuple[MaskedCodes | RectifiedCodes, Tensor]] = []
+    for run in kept:
+        if isinstance(run.source, RectifiedCodes):
+            return [(run.source, gradient)]
+        assert not isinstance(run.source, Tensor), "hidden layers are kept as codes"
+        parts.append((run.source, gradient[run.rows]))
+    return parts
 
 
 def _normalization(layer: LeanLayer, y: Tensor) -> Normalization:

@@ -2,8 +2,9 @@
 
 Blocks are convolution, BatchNorm, ReLU, Dropout; the last layer is a convolution alone
 and gives logits (the configuration of EXACT and of its block-wise successor). One class
-serves both ways of training: with `keep=None` every operation is PyTorch's own and
-keeps what PyTorch keeps; otherwise `keep` names the Compressor of each activation.
+serves all ways of training: without a keeper every operation is PyTorch's own and
+keeps what PyTorch keeps; a Keep names the Compressor of each activation; a LeanRecipe
+stands for the layout of gnn/lean.py.
 Forward gives the same numbers either way, and evaluation never compresses.
 """
 
@@ -31,14 +32,13 @@ from pipeline_src.gnn.saved import (
     ReluWithBitMask,
     SageConvolution,
 )
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.graph import Adjacency
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.dtypes import as_float32, check_dtype, check_seed
 
 # (name of the activation, its width, may it be projected) -> how it is kept
 Keep = Callable[[str, int, bool], Compressor]
-
-LAYERS = ("sage", "gcn")
 
 
 class SageLayer(nn.Module):
@@ -133,55 +133,34 @@ class GraphNetwork(nn.Module):
 
     def __init__(
         self,
-        layer: str,  # one of LAYERS
-        num_features: int,
-        hidden: int,
-        num_classes: int,
-        num_layers: int,
-        dropout: float,
-        batch_norm: bool,
-        keep: Keep | None = None,  # None: full precision, PyTorch's own operations
+        shape: NetworkShape,
+        keeper: Keep | LeanRecipe | None = None,  # None: PyTorch's own operations
         compile: str = "auto",  # of the kernels that pack masks
-        lean: LeanRecipe | None = None,  # instead of keep: the layout of gnn/lean.py
     ) -> None:
-        """Build with parameters drawn from torch's global generator.
-
-        Raises:
-            ValueError: if layer is unknown, num_layers or a width is below 1, or both
-                keep and lean are given.
-        """
+        """Build with parameters drawn from torch's global generator."""
         super().__init__()
-        if layer not in LAYERS:
-            raise ValueError(f"layer must be one of {LAYERS}, got {layer!r}")
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-        if keep is not None and lean is not None:
-            raise ValueError("keep and lean exclude each other; give one of them")
-        widths = [num_features, *[hidden] * (num_layers - 1), num_classes]
-        if min(widths) < 1:
-            raise ValueError(
-                "num_features, hidden and num_classes must be at least 1, got "
-                f"{num_features}, {hidden} and {num_classes}"
-            )
-        kind = SageLayer if layer == "sage" else GcnLayer
-        self.layer = layer
-        self.num_features = num_features
+        kind = SageLayer if shape.layer == "sage" else GcnLayer
+        self.layer = shape.layer
+        self.num_features = shape.num_features
         self.convolutions = nn.ModuleList(
             kind(num_inputs, num_outputs)
-            for num_inputs, num_outputs in itertools.pairwise(widths)
+            for num_inputs, num_outputs in itertools.pairwise(shape.widths)
         )
         self.norms = nn.ModuleList(
-            nn.BatchNorm1d(hidden) for _ in range(num_layers - 1) if batch_norm
+            nn.BatchNorm1d(shape.hidden)
+            for _ in range(shape.num_hidden)
+            if shape.batch_norm
         )
-        self.dropout = dropout
+        self.dropout = shape.dropout
         self.compile_choice = compile
-        self.lean = lean
+        self.lean: LeanRecipe | None = None
         self.activation_names: list[str] = []
         self.compressors: dict[str, Compressor] = {}
-        if keep is not None:
-            self._plan(keep, widths)
-        if lean is not None:
-            self.activation_names = lean.names(num_layers, layer == "sage")
+        if isinstance(keeper, LeanRecipe):
+            self.lean = keeper
+            self.activation_names = keeper.names(shape.num_layers, kind is SageLayer)
+        elif keeper is not None:
+            self._plan(keeper, shape.widths)
         flags = torch.ones(len(self.activation_names), dtype=torch.bool)
         self.register_buffer("finite", flags, persistent=False)
 
@@ -263,7 +242,7 @@ class GraphNetwork(nn.Module):
     def _norms(self) -> list[nn.BatchNorm1d]:
         return cast(list[nn.BatchNorm1d], list(self.norms))
 
-    def _plan(self, keep: Keep, widths: list[int]) -> None:
+    def _plan(self, keep: Keep, widths: tuple[int, ...]) -> None:
         for i, convolution in enumerate(self._layers()):
             for part in convolution.kept_activations():
                 name = f"layer{i + 1}.{part}"

@@ -5,8 +5,9 @@ end. A file is refused when it is shorter than the server announced, when its ch
 is known (`raw_sources.py`) and differs, or when it is a web page in place of data,
 which is how download services answer when they refuse. The target then does not exist.
 
-A mirror, for machines without internet, replaces the public addresses: a folder or an
-http(s) address that holds the files in the layout of the usual loaders,
+A mirror, for machines without internet, replaces the public addresses: a folder (a path
+or a file:// address) or an http(s) address that holds the files in the layout of the
+usual loaders,
 
     <mirror>/Cora/raw/ind.cora.x         of Planetoid, as CiteSeer and PubMed
     <mirror>/Photo/raw/amazon_electronics_photo.npz      of Amazon, as Computers
@@ -23,10 +24,12 @@ resources/raw is another one's mirror. Files from a mirror are verified alike.
 import errno
 import hashlib
 import http.client
+import os
 import shutil
 import struct
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 import zlib
@@ -65,13 +68,15 @@ def fetch_graph(name: str, folder: str | Path, data_mirror: str | None = None) -
     Args:
         name: a key of RAW_SOURCES.
         folder: must not exist yet; its parents are made.
-        data_mirror: folder or http(s) address in place of the public addresses.
+        data_mirror: in place of the public addresses, see mirror_place.
 
     Raises:
+        ValueError: if data_mirror is none of what a mirror can be.
         FetchError: naming the file, what was expected, what came, and the way out.
         FileExistsError: if the folder exists.
     """
     source, folder = RAW_SOURCES[name], Path(folder)
+    mirror = None if data_mirror is None else mirror_place(data_mirror)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: delete it to fetch {name} again")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +88,9 @@ def fetch_graph(name: str, folder: str | Path, data_mirror: str | None = None) -
         complete = Path(scratch, "complete")  # with usual rights, unlike the scratch
         for file in source.files:
             (complete / file.path).parent.mkdir(parents=True, exist_ok=True)
-        if data_mirror is not None:
+        if mirror is not None:
             for file in source.files:
-                _copy(f"{data_mirror.rstrip('/')}/{name}/{file.path}", complete, file)
+                _copy(f"{mirror}/{name}/{file.path}", complete, file)
         elif source.archive is not None:
             archive = Path(scratch, "archive.zip")
             _download(source.archive, archive)
@@ -96,6 +101,44 @@ def fetch_graph(name: str, folder: str | Path, data_mirror: str | None = None) -
         for file in source.files:
             _verify(complete / file.path, file)
         complete.rename(folder)
+
+
+def mirror_place(data_mirror: str) -> str:
+    """The folder or http(s) address that is meant, without a slash at its end.
+
+    A path may begin with ~ or ~user, and is relative to the working folder; file://
+    addresses are folders of this machine.
+
+    Raises:
+        ValueError: if it is neither, naming what is allowed.
+
+    >>> mirror_place("file:///data/my%20graphs/"), mirror_place("../graphs")
+    ('/data/my graphs', '../graphs')
+    """
+    allowed = "a folder (/path, ~/path, file:///path) or an http(s) address"
+    scheme, separator, rest = data_mirror.partition("://")
+    scheme = scheme.lower()
+    if separator and scheme == "file":
+        host, slash, path = rest.partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise ValueError(
+                f"expected {allowed}; got {data_mirror!r}, which names the machine "
+                f"{host!r}: write file:///path with three slashes"
+            )
+        data_mirror = urllib.request.url2pathname(slash + path)
+    elif separator and scheme in ("http", "https"):
+        if not urllib.parse.urlsplit(data_mirror).hostname:
+            raise ValueError(f"expected {allowed}; got {data_mirror!r} without a host")
+        return f"{scheme}://{rest.rstrip('/')}"
+    elif separator and scheme.isalnum():
+        raise ValueError(f"expected {allowed}; got {data_mirror!r}")
+    folder = os.path.expanduser(data_mirror)
+    if folder.startswith("~"):
+        raise ValueError(
+            f"expected {allowed}; got {data_mirror!r}, whose home is not known here: "
+            "write the whole path, or ./~ for a folder of that name"
+        )
+    return folder.rstrip("/") or "/"
 
 
 def _copy(origin: str, complete: Path, file: RawFile) -> None:

@@ -22,6 +22,7 @@ from pipeline_src.graphs.edges import (
     whole_numbers,
 )
 from pipeline_src.graphs.sizes import GraphSizes
+from pipeline_src.graphs.splits import refuse_empty_splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,15 @@ class Graph:
     def num_features(self) -> int:
         """Width of the input features."""
         return self.features.shape[1]
+
+    @property
+    def splits(self) -> dict[str, Tensor]:
+        """Nodes to train, validate and test on, by their names here."""
+        return {
+            "train_index": self.train_index,
+            "validation_index": self.validation_index,
+            "test_index": self.test_index,
+        }
 
     @property
     def sizes(self) -> GraphSizes:
@@ -179,17 +189,13 @@ def check_graph(graph: Graph) -> None:
             raise ValueError(
                 f"{name}: expected {graph.num_nodes} nodes as in features, got {count}"
             )
-    splits = {
-        "train_index": graph.train_index,
-        "validation_index": graph.validation_index,
-        "test_index": graph.test_index,
-    }
-    for name, index in splits.items():
+    for name, index in graph.splits.items():
         _check_tensor(name, index, torch.int64, 1)
         _check_range(name, index, graph.num_nodes)
-    used = torch.cat(list(splits.values()))
+    refuse_empty_splits(graph.splits)
+    used = torch.cat(list(graph.splits.values()))
     if used.unique().numel() != used.numel():
-        raise ValueError(f"{', '.join(splits)}: expected each node once at most")
+        raise ValueError(f"{', '.join(graph.splits)}: expected each node once at most")
     forward = _rows(adjacency)
     backward = _rows(adjacency.transposed) if adjacency.transposed else forward
     check_rows(*forward)

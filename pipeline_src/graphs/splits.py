@@ -1,10 +1,19 @@
 """Which nodes train, which validate, which test, where the data do not say."""
 
+import itertools
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline_src.graphs.edges import whole_numbers
+
+PURPOSES = {
+    "train_index": "train on",
+    "validation_index": "choose the epoch by",
+    "test_index": "test on",
+}
 
 
 def stratified_split(labels: np.ndarray, seed: int) -> dict[str, Tensor]:
@@ -56,3 +65,32 @@ def split_by_count(
         "validation_index": index_tensor(validation),
         "test_index": index_tensor(test),
     }
+
+
+def refuse_empty_splits(splits: Mapping[str, Tensor]) -> None:
+    """Refuse a split without nodes: what is said of it later would mean nothing.
+
+    Without validation nodes the first epoch would be the best, without training nodes
+    the loss is NaN, and without test nodes there is nothing to report.
+
+    Raises:
+        ValueError: naming the split.
+    """
+    for name, nodes in splits.items():
+        if not nodes.numel():
+            raise ValueError(
+                f"{name}: expected at least one node to {PURPOSES[name]}, got none; "
+                "take some from another split"
+            )
+
+
+def doubts_about_splits(labels: Tensor, splits: Mapping[str, Tensor]) -> list[str]:
+    """What makes an accuracy mean less than it seems, one sentence each."""
+    doubts = []
+    for (one, first), (other, second) in itertools.combinations(splits.items(), 2):
+        if shared := int(torch.isin(first, second).sum()):
+            doubts.append(f"{one} and {other} share {shared} nodes")
+    for name, nodes in splits.items():
+        if nodes.numel() and labels[nodes].unique().numel() == 1:
+            doubts.append(f"all {nodes.numel()} nodes of {name} are of one class")
+    return doubts

@@ -3,16 +3,15 @@
 import numpy as np
 import xarray as xr
 
-from pipeline_src.quant.boundaries import (
+from pipeline_src.laws.clipped_normal import (
     PACKABLE_BITS,
     SIDED_LEVELS,
     ClippedNormal,
     SidedNormal,
     even_boundaries,
     rounding_variance,
-    solve_boundaries,
-    solve_sided_boundaries,
 )
+from pipeline_src.laws.solver import solve_boundaries, solve_sided_boundaries
 
 BLOCK_SIZES = np.arange(4, 4097)
 

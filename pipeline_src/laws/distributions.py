@@ -16,6 +16,7 @@ from pipeline_src.laws.cells import (
     count_positions,
     observed_bins,
 )
+from pipeline_src.laws.clipped_normal import even_boundaries, observed_rounding_variance
 from pipeline_src.laws.fits import LAWS, fit_laws
 from pipeline_src.laws.goodness_of_fit import (
     interior_distance,
@@ -24,11 +25,7 @@ from pipeline_src.laws.goodness_of_fit import (
     jensen_shannon_noise,
     kolmogorov_smirnov,
 )
-from pipeline_src.quant.boundaries import (
-    even_boundaries,
-    observed_rounding_variance,
-    solve_observed_boundaries,
-)
+from pipeline_src.laws.solver import solve_observed_boundaries
 
 PROBABILITIES = np.linspace(0.005, 0.995, 199)  # of the quantiles that are kept
 

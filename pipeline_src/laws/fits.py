@@ -12,8 +12,8 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from pipeline_src.laws.cells import EDGES, ObservedPositions, cumulate, moments
+from pipeline_src.laws.clipped_normal import SMALLEST_BLOCK, ClippedNormal
 from pipeline_src.laws.truncated_normal import fit_truncated, truncated_cells
-from pipeline_src.quant.boundaries import SMALLEST_BLOCK, ClippedNormal
 
 LAWS = ("uniform", "normal", "truncated_normal", "clipped_normal")
 

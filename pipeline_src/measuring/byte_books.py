@@ -26,7 +26,7 @@ from pipeline_src.training.meters import allocated_bytes
 from pipeline_src.training.spec import MethodSpec, ModelSpec
 
 # Widths of codes for which lean keeps the mean of each side of each feature as well.
-SIDE_MEAN_BITS = (1, 2)
+SIDE_MEAN_BITS = (1,)
 BOOKED_POLICIES = ("full", "exact", "lean")
 
 
@@ -100,8 +100,8 @@ def lean_layer_tensors(
 
     Codes of rows padded to whole blocks, two bfloat16 per block in one tensor (one bit
     has none), and two statistics per feature; without BatchNorm, the zeros and ones
-    that stand for them and for its weight. Codes of one or two bits also keep the mean
-    of each side of each feature.
+    that stand for them and for its weight. Codes of one bit also keep the mean of each
+    side of each feature.
 
     Raises:
         ValueError: if codes are not narrower than a byte or one.

@@ -124,25 +124,25 @@ def compress_blocks(
     shape = (-1, in_packet, _WORD_BITS // bits // in_packet, size * bits // _WORD_BITS)
     fused = fusion_pays(flat.numel(), flat.device, compile)
     kernel = _compress_fused if fused else _compress
-    # The tail holds the partial packet and a whole one, because a kernel compiled
-    # for any size is compiled again for size 1. The body is a view: no copy of x.
-    num_body = num_packets - 2 if num_packets >= 4 else 0
-    tail = flat[num_body * size :]
-    if missing := num_packets * size - flat.numel():
-        tail = torch.cat([tail, tail[-1:].expand(missing)])
     # Drawn outside the kernel: the compiler would inline the hash of the key into
     # that of every value, and spend minutes on it. A kernel of its own, because each
     # of a dozen plain operations makes the threads wait for each other.
     keys = (row_keys_fused if fused else row_keys)(seed, num_packets * in_packet)
+    missing = num_packets * size - flat.numel()
+    if missing == 0:
+        return kernel(flat.view(shape), keys, boundaries, bits)
+    # The tail holds the partial packet and a whole one, because a single one runs
+    # plain. The body is a view: no copy of x.
+    num_body = num_packets - 2 if num_packets >= 4 else 0
+    tail = flat[num_body * size :]
+    tail = torch.cat([tail, tail[-1:].expand(missing)]).view(shape)
     if num_body == 0:
-        return _compress(tail.view(shape), keys, boundaries, bits)
-    # Detached: the compiler looks at the tensor behind a view, and would compile again
-    # for a tail, whose padding is behind no activation.
-    body = flat[: num_body * size].view(shape).detach()
+        return _compress(tail, keys, boundaries, bits)
+    body = flat[: num_body * size].view(shape)
     split = num_body * in_packet
     parts = zip(
         kernel(body, keys[:split], boundaries, bits),
-        kernel(tail.view(shape).detach(), keys[split:], boundaries, bits),
+        kernel(tail, keys[split:], boundaries, bits),
         strict=True,
     )
     packed, zero_point, scale = (torch.cat(pair) for pair in parts)
@@ -165,15 +165,12 @@ def decompress_blocks(
     in_packet = zero_point.numel() // packed.shape[0]
     fused = packed.shape[0] >= 4 and fusion_pays(numel, packed.device, compile)
     kernel = _decompress_fused if fused else _decompress
-    # Widened outside the kernel: a compiled kernel that loads bfloat16 handles twice
-    # as many values at a time on a CPU, and converts these one by one, which is slower.
-    values = kernel(
-        packed,
-        zero_point.to(torch.float32).view(-1, in_packet),
-        scale.to(torch.float32).view(-1, in_packet),
-        boundaries,
-        bits,
-    )
+    if packed.device.type == "cpu":
+        # Widened outside the kernel: one that loads bfloat16 handles twice as many
+        # values at a time on a CPU, and converts these one by one, which is slower.
+        zero_point, scale = zero_point.to(torch.float32), scale.to(torch.float32)
+    grid = zero_point.view(-1, in_packet), scale.view(-1, in_packet)
+    values = kernel(packed, *grid, boundaries, bits)
     return values.view(-1)[:numel].view(shape)
 
 
@@ -185,19 +182,13 @@ def _compress(
 ) -> tuple[Tensor, Tensor, Tensor]:
     num_packets, num_blocks, num_codes, num_words = x.shape
     num_bins = 2**bits - 1
-    smallest = largest = x[:, :, 0]
-    for j in range(1, num_codes):
-        smallest = torch.minimum(smallest, x[:, :, j])
-        largest = torch.maximum(largest, x[:, :, j])
-    zero_point = round_down(smallest.amin(dim=-1, keepdim=True))
-    scale = round_up((largest.amax(dim=-1, keepdim=True) - zero_point) / num_bins)
-    inverse_scale = torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
-
+    grids = [_grid_of(x[:, block], num_bins) for block in range(num_blocks)]
     keys = keys.view(num_packets, num_blocks, 1)
     words = torch.arange(num_words, dtype=torch.int32, device=x.device)
     draws = (num_codes + 1) // 2  # one draw gives the noise of two codes
     packed = torch.zeros((1, 1), dtype=torch.int32, device=x.device)
-    for block in range(num_blocks):
+    for block, (zero_point, scale) in enumerate(grids):
+        inverse_scale = torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
         for j in range(num_codes):
             if j % 2 == 0:
                 noise, noise_of_next = uniform_pair(
@@ -205,22 +196,40 @@ def _compress(
                 )
             else:
                 noise = noise_of_next
-            position = (x[:, block, j] - zero_point[:, block]) * inverse_scale[:, block]
+            position = (x[:, block, j] - zero_point) * inverse_scale
             if boundaries is not None:
                 position = even_position(position, boundaries, num_bins)
             code = torch.clamp((position + noise).to(torch.int32), 0, num_bins)
             packed = packed | (code << (bits * (block * num_codes + j)))
-    return (
-        packed.to(torch.uint8),
-        zero_point.to(torch.bfloat16).view(-1),
-        scale.to(torch.bfloat16).view(-1),
+    zero_points, scales = (
+        torch.cat(part, dim=1).to(torch.bfloat16).view(-1)
+        for part in zip(*grids, strict=True)
     )
+    return packed.to(torch.uint8), zero_points, scales
+
+
+def _grid_of(
+    x: Tensor,  # (packets, codes of a block in a word, words) of one block
+    num_bins: int,
+) -> tuple[Tensor, Tensor]:
+    """Zero point and scale, (packets, 1) float32 that bfloat16 holds.
+
+    Block by block where some share words, so that the reduction and the packing run
+    over the same words, in one kernel.
+    """
+    smallest = largest = x[:, 0]
+    for j in range(1, x.shape[1]):
+        smallest = torch.minimum(smallest, x[:, j])
+        largest = torch.maximum(largest, x[:, j])
+    zero_point = round_down(smallest.amin(dim=-1, keepdim=True))
+    scale = round_up((largest.amax(dim=-1, keepdim=True) - zero_point) / num_bins)
+    return zero_point, scale
 
 
 def _decompress(
     packed: Tensor,  # (packets, words) uint8
-    zero_point: Tensor,  # (packets, blocks) float32
-    scale: Tensor,  # (packets, blocks) float32
+    zero_point: Tensor,  # (packets, blocks) float32 or bfloat16
+    scale: Tensor,  # (packets, blocks)
     boundaries: Tensor | None,
     bits: int,
 ) -> Tensor:
@@ -232,6 +241,7 @@ def _decompress(
     words = packed.to(torch.int32).view(num_packets, 1, 1, num_words)
     code = (words >> shift) & (2**bits - 1)
     level = look_up(boundaries, code)
+    scale, zero_point = scale.to(torch.float32), zero_point.to(torch.float32)
     return level * scale[:, :, None, None] + zero_point[:, :, None, None]
 
 

@@ -74,7 +74,8 @@ class Compressor:
         x = as_float32(x)
         num_features = x.shape[1]
         if self.projection_ratio > 1:
-            x = project(x, seed, count_projected(num_features, self.projection_ratio))
+            width = count_projected(num_features, self.projection_ratio)
+            x = project(x, seed, width, self.compile)
         if self.bits == 32:
             return CompressedActivation(self, num_features, x.shape, (x, seed))
         kept = compress_blocks(
@@ -139,7 +140,7 @@ class CompressedActivation:
         """An unbiased estimate of the activation, (num_nodes, num_features)."""
         values = self.projected()
         if self.compressor.projection_ratio > 1:
-            values = unproject(values, self.tensors[-1], self.num_features)
+            values = self._unproject(values)
         return values
 
     def weight_gradient(
@@ -149,5 +150,9 @@ class CompressedActivation:
         """gradientᵀ · activation, (num_outputs, num_features), formed projected."""
         product = as_float32(gradient, "gradient").T @ self.projected()
         if self.compressor.projection_ratio > 1:
-            product = unproject(product, self.tensors[-1], self.num_features)
+            product = self._unproject(product)
         return product
+
+    def _unproject(self, values: Tensor) -> Tensor:
+        seed, compile = self.tensors[-1], self.compressor.compile
+        return unproject(values, seed, self.num_features, compile)

@@ -21,6 +21,7 @@ never spans two groups. Then a position per node, int32, tells where its row lie
 the groups one after another; it is counted. Groups of one width need none of this.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ from pipeline_src.quant.row_codes import (
     count_words,
     encode,
     grid_of,
+    pack_by_row,
     support_grid_of,
     unpack_codes,
     values_of,
@@ -42,8 +44,8 @@ RANGES = ("node", "support", "block", "tensor", "mean_of_rows")
 METADATA_TYPES = (torch.float32, torch.bfloat16)
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-# words, zero_point, scale, rows per range, bits, first position
-_Part = tuple[Tensor, Tensor | None, Tensor | None, int, int, int]
+# words, zero_point, scale, rows per range, bits
+_Part = tuple[Tensor, Tensor | None, Tensor | None, int, int]
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,23 @@ class PackedRows:
         parts = (self.words, self.zero_point, self.scale)
         return sum(part.nbytes for part in parts if part is not None)
 
+    def as_read(self) -> _Part:
+        """What a kernel gets: one range for all rows becomes a view of one per row.
+
+        So the number of rows, which is theirs, is no constant of the kernel.
+        """
+        zero_point, scale, per_range = self.zero_point, self.scale, self.rows_per_range
+        if zero_point is not None and scale is not None and scale.shape[0] == 1:
+            rows = self.words.shape[0]
+            zero_point, scale, per_range = (
+                zero_point.expand(rows),
+                scale.expand(rows),
+                1,
+            )
+        if self.bits == 32:
+            per_range = 1
+        return self.words, zero_point, scale, per_range, self.bits
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureStore:
@@ -198,14 +217,10 @@ class FeatureStore:
         if len(self.parts) == 1 and self.parts[0].bits == 32:
             return self.parts[0].words.index_select(0, index)
         numel = index.numel() * self.num_features
-        fused = fusion_pays(numel, index.device, self.compile) and index.numel() > 1
+        fused = fusion_pays(numel, index.device, self.compile)
         kernel = _gather_fused if fused else _gather
-        parts, start = [], 0
-        for part in self.parts:
-            rest = (part.rows_per_range, part.bits, start)
-            parts.append((part.words, part.zero_point, part.scale, *rest))
-            start += part.words.shape[0]
-        return kernel(tuple(parts), self.position, index, self.num_features)
+        parts = tuple(part.as_read() for part in self.parts)
+        return kernel(parts, self.position, index, self.num_features)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Float rows of nodes start .. stop - 1, a view where they are kept so."""
@@ -240,15 +255,17 @@ def pack_rows(
         words = x.new_empty((0, count_words(x.shape[1], bits)), dtype=kind)
         none = x.new_empty(0, dtype=packing.metadata)
         return PackedRows(words, none, none.clone(), rows_per_range, bits)
+    if packing.range == "node":
+        packed = pack_by_row(x, bits, packing.metadata, packing.compile)
+        return PackedRows(*packed, rows_per_range, bits)
     if packing.range == "support":
         grid = support_grid_of(x, bits, packing.metadata)
     else:
         grid = grid_of(*_ranges(x, packing), bits, packing.metadata)
     zero_point, scale, inverse_scale = grid
-    owner = torch.arange(x.shape[0], device=x.device) // rows_per_range
-    words = encode(
-        x, zero_point[owner, None], inverse_scale[owner, None], bits, packing.compile
-    )
+    first = _per_row(zero_point, rows_per_range, x.shape[0])
+    inverse = _per_row(inverse_scale, rows_per_range, x.shape[0])
+    words = encode(x, first, inverse, bits, packing.compile)
     zero_point, scale = zero_point.to(packing.metadata), scale.to(packing.metadata)
     return PackedRows(words, zero_point, scale, rows_per_range, bits)
 
@@ -261,6 +278,13 @@ def _check_rows(x: Tensor) -> None:
         )
 
 
+def _per_row(values: Tensor, rows_per_range: int, num_rows: int) -> Tensor:
+    """The value of each row's range, (num_rows, 1); a view where all share one."""
+    if 1 < values.shape[0] < num_rows:
+        values = values.repeat_interleave(rows_per_range)[:num_rows]
+    return values.expand(num_rows)[:, None]
+
+
 def _gather(
     parts: tuple[_Part, ...],
     position: Tensor | None,  # (num_rows,) int32
@@ -270,18 +294,19 @@ def _gather(
     if position is not None:
         index = position.index_select(0, index)
     gathered = _gather_part(parts[0], index, num_features, position is not None)
-    for part in parts[1:]:
-        values = _gather_part(part, index, num_features, True)
-        gathered = torch.where((index >= part[-1])[:, None], values, gathered)
+    for part, following in itertools.pairwise(parts):
+        index = index - part[0].shape[0]  # counted from the first row of `following`
+        values = _gather_part(following, index, num_features, True)
+        gathered = torch.where((index >= 0)[:, None], values, gathered)
     return gathered
 
 
 def _gather_part(
     part: _Part, index: Tensor, num_features: int, may_lie_elsewhere: bool
 ) -> Tensor:
-    words, zero_point, scale, rows_per_range, bits, start = part
+    words, zero_point, scale, rows_per_range, bits = part
     if may_lie_elsewhere:  # then another part overwrites what is read here
-        index = torch.clamp(index - start, 0, words.shape[0] - 1)
+        index = torch.clamp(index, 0, words.shape[0] - 1)
     selected = words.index_select(0, index)
     if zero_point is None or scale is None:
         return selected

@@ -51,10 +51,9 @@ class MaskedCodes:
         product = passed * self.values.decompress()
         return torch.stack([passed.sum(dim=0), product.sum(dim=0)])
 
-    def backpropagate(
-        self, gradient: Tensor, mean_gradient: Tensor, mean_product: Tensor
-    ) -> None:
-        """See RectifiedCodes."""
+    def backpropagate(self, gradient: Tensor, sums: Tensor, share: Tensor) -> None:
+        """As RectifiedCodes, but for the variance, of which nothing is known."""
+        mean_gradient, mean_product = sums * share
         centred = self._pass(gradient) - mean_gradient
         centred -= self.values.decompress() * mean_product
         norm = self.normalization

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline_src.quant.dtypes import as_float32, check_seed
+from pipeline_src.quant.fusion import fuse, fusion_pays
 from pipeline_src.quant.noise import GOLDEN, mix, row_keys
 
 _SEED_STREAM = 0x27D4EB2F  # apart from the noise of rounding under the same seed
@@ -37,9 +38,36 @@ def projection(
     seed: Tensor,  # () int32
     num_features: int,
     num_projected: int,
+    compile: str = "auto",
 ) -> Tensor:
     """The matrix S of this seed, float32, (num_features, num_projected)."""
     check_seed(seed)
+    fused = fusion_pays(num_features * num_projected, seed.device, compile)
+    return (_entries_fused if fused else _entries)(seed, num_features, num_projected)
+
+
+def project(
+    x: Tensor,  # (num_nodes, num_features) float32 or half
+    seed: Tensor,
+    num_projected: int,
+    compile: str = "auto",
+) -> Tensor:
+    """Return x S, (num_nodes, num_projected)."""
+    return as_float32(x) @ projection(seed, x.shape[1], num_projected, compile)
+
+
+def unproject(
+    projected: Tensor,  # (num_rows, num_projected) float32 or half
+    seed: Tensor,
+    num_features: int,
+    compile: str = "auto",
+) -> Tensor:
+    """Return projected Sᵀ, (num_rows, num_features), an unbiased estimate."""
+    matrix = projection(seed, num_features, projected.shape[1], compile)
+    return as_float32(projected, "projected") @ matrix.T
+
+
+def _entries(seed: Tensor, num_features: int, num_projected: int) -> Tensor:
     keys = row_keys(mix(seed ^ _SEED_STREAM), num_features)[:, None]
     columns = torch.arange(num_projected, dtype=torch.int32, device=seed.device)
     is_negative = mix(keys + columns * GOLDEN) < 0  # one bit of the hash
@@ -47,20 +75,5 @@ def projection(
     return torch.where(is_negative, -entry, entry).to(torch.float32)
 
 
-def project(
-    x: Tensor,  # (num_nodes, num_features) float32 or half
-    seed: Tensor,
-    num_projected: int,
-) -> Tensor:
-    """Return x S, (num_nodes, num_projected)."""
-    return as_float32(x) @ projection(seed, x.shape[1], num_projected)
-
-
-def unproject(
-    projected: Tensor,  # (num_rows, num_projected) float32 or half
-    seed: Tensor,
-    num_features: int,
-) -> Tensor:
-    """Return projected Sᵀ, (num_rows, num_features), an unbiased estimate."""
-    matrix = projection(seed, num_features, projected.shape[1])
-    return as_float32(projected, "projected") @ matrix.T
+# Of one size per layer: the matrix has no rows of nodes.
+_entries_fused = fuse(_entries, rows={})

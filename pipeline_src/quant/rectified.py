@@ -9,48 +9,62 @@ input of the next convolution. All four come from one code per value:
 
 * A code says on which side of ReLU's threshold t = -bias / weight the value lies, so
   the sign of u is exact and costs nothing extra.
-* On its side, n is rounded at random, without bias, to one of a few edges between t
-  and the block's minimum or maximum. Rounding never crosses t.
-* m is noise of (seed, row, feature), drawn again wherever it is needed.
+* On its side, the distance of n from t is rounded at random to one of a few levels
+  between t and the block's minimum or maximum, by noise that backward draws again
+  (quant/shared_noise.py): every estimate of n is unbiased, with one level to choose
+  from as with 127.
+* m is noise of (seed, row, feature), the other half of the same draw.
 * h is a function of n, u > 0 and m. Since the latter two are exact, the estimate of h
   is as unbiased as that of n.
 
-How many levels a side gets is not even. h needs n on the active side only, and its
-rounding error is most of the gradient's; behind ReLU n enters the gradient through one
-term of BatchNorm, multiplied by a mean over all nodes. So with two bits three of the
-four codes are active and one says "inactive", which stands for the mean of that side
-over all nodes, feature by feature: exact in the sum, and no longer random. With one bit
-either side is given by its mean, and h is biased. From four bits on the sides share the
-codes evenly and everything is unbiased.
+BatchNorm's gradient multiplies n by the mean over nodes of g n, g being the gradient of
+u. Both hold the same estimate, which makes the mean of the product too large by
+g variance(n) / N at its own node: that is taken off, by an unbiased estimate of it.
+
+**One bit is biased.** It holds the side and nothing else; either side is given by its
+mean over all nodes, feature by feature. That is exact in the sum over nodes, but not
+wherever n meets another value of its node, as it does in every gradient. No code of one
+bit whose mask is exact can do better: it is used up.
 
 The threshold belongs to a feature and is known from the layer's parameters; minimum
-and maximum belong to a block of whole rows and are kept in bfloat16, rounded outwards.
-A threshold beyond the block's end moves to that end, so that the edges remain useful.
+and maximum belong to a block of whole rows and are kept in bfloat16, rounded outwards,
+the two in one word. A threshold beyond the block's end moves to that end, so that the
+levels remain useful.
 
 A byte holds the codes of 8 / bits consecutive rows at one feature, so all kernels run
-along features, which are contiguous in activations and in codes alike. They take a run
-of blocks at a time and the caller lets results overwrite their input run by run: a
-compiler left to itself would hold a second tensor of the full size.
+along features, which are contiguous in activations and in codes alike. They overwrite
+what they are given: a compiler left to itself would hold a second tensor of the full
+size. Compiled kernels take a layer at once; plain ones, which hold a dozen temporaries,
+a few blocks at a time. Neither choice changes a bit of the results: sums over rows are
+formed for 8 rows at a time in the order of the rows, kept for the whole layer, and
+added up by one operation.
 """
 
-from dataclasses import dataclass, replace
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline_src.quant.blockwise import (
-    check_boundaries,
-    even_position,
-    look_up,
-    round_down,
-)
+from pipeline_src.quant.blockwise import round_down
 from pipeline_src.quant.fusion import fuse
-from pipeline_src.quant.noise import row_keys, uniform_pair
+from pipeline_src.quant.noise import row_keys, row_keys_fused, uniform_pair
+from pipeline_src.quant.shared_noise import (
+    estimate_share,
+    estimate_variance,
+    round_to_level,
+)
 
-# bits -> levels of the inactive and of the active side
-LEVELS = {1: (1, 1), 2: (1, 3), 4: (8, 8), 8: (128, 128)}
-RECTIFIED_BITS = tuple(LEVELS)
+RECTIFIED_BITS = (1, 2, 4, 8)
+PLAIN_VALUES = 2**15  # that a plain kernel takes at once
+# Ends below this decode to finite values and variances: an estimate lies within 5
+# reaches of the middle, a reach is below 2**61, and (5 * 2**61)**2 is below 2**127.
+LARGEST_END = 2.0**60
+_ROWS_ADDED = 8  # in the order of rows, before anything else is added
+_HIGH_HALF = -(2**16)  # of a word
 
 
 class Normalization(NamedTuple):
@@ -68,23 +82,20 @@ class Normalization(NamedTuple):
         return torch.where(self.weight == 0, always, -self.bias / self.weight)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class RectifiedCoder:
     """Recipe for the codes of one layer.
 
     Raises:
-        ValueError: if bits is not one of RECTIFIED_BITS, rows_per_block cannot be
-            packed, or boundaries do not increase from 0 to the number of bins.
+        ValueError: if bits is not one of RECTIFIED_BITS or rows_per_block cannot be
+            packed.
     """
 
     bits: int
     rows_per_block: int
-    # Of one side, from the threshold outwards, (active levels,) float32 in bin units;
-    # None = even.
-    boundaries: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in LEVELS:
+        if self.bits not in RECTIFIED_BITS:
             raise ValueError(f"bits must be one of {RECTIFIED_BITS}, got {self.bits}")
         per_byte = 8 // self.bits
         if self.rows_per_block < 1 or self.rows_per_block % per_byte:
@@ -93,66 +104,63 @@ class RectifiedCoder:
                 f"because a byte holds the codes of {per_byte} rows; got "
                 f"{self.rows_per_block}"
             )
-        if self.boundaries is not None:
-            check_boundaries(self.boundaries, LEVELS[self.bits][1] - 1)
 
     @property
-    def num_ends(self) -> int:
-        """Values kept of each block: its two ends, or none where nothing is rounded."""
-        return 2 if LEVELS[self.bits][1] > 1 else 0
+    def keeps_ends(self) -> bool:
+        """False where nothing is rounded."""
+        return self.bits > 1
 
     @property
     def needs_means(self) -> bool:
         """True where a side has one level, which stands for the mean of that side."""
-        return LEVELS[self.bits][0] == 1
-
-    def to(self, device: torch.device) -> "RectifiedCoder":
-        """The same recipe with its boundaries on a device."""
-        if self.boundaries is None:
-            return self
-        return replace(self, boundaries=self.boundaries.to(device))
+        return self.bits == 1
 
 
 class RectifiedSetting(NamedTuple):
-    """How the runs of one layer are coded in one step."""
+    """How a layer is coded in one step."""
 
     coder: RectifiedCoder
     normalization: Normalization
     dropout: float  # probability that a value is dropped; 0 if not dropped here
-    side_means: Tensor | None  # (2, num_features): inactive, active; if needed
+    side_means: Tensor | None  # (2, num_features): inactive, active; with one bit
     fused: bool  # run compiled kernels
 
 
 class _Stored(NamedTuple):
-    """A run of codes with all that reading them takes; what kernels get."""
+    """Blocks of codes with all that reading them takes; what kernels get."""
 
     packed: Tensor  # (blocks, bytes along rows, features) uint8
-    ends: Tensor  # (blocks, 2) float32, normalised units; (blocks, 0) with one bit
-    keys: Tensor  # (blocks, bytes, codes of a byte, 1) int32, of the noise
+    ends: Tensor | None  # (blocks,) int32; none with one bit
+    keys: Tensor  # (blocks, bytes, codes of a byte) int32, of the noise
     dropout: Tensor  # () float32
     normalization: Normalization
-    threshold: Tensor  # (features,)
-    boundaries: Tensor | None
     side_means: Tensor | None
-    bits: int
+
+    def blocks(self, blocks: slice) -> "_Stored":
+        """The same of some blocks."""
+        ends = None if self.ends is None else self.ends[blocks]
+        packed, keys = self.packed[blocks], self.keys[blocks]
+        return self._replace(packed=packed, ends=ends, keys=keys)
 
 
 @dataclass(frozen=True, eq=False)
 class RectifiedCodes:
-    """What is kept of BatchNorm, ReLU and Dropout for a run of rows."""
+    """What is kept of BatchNorm, ReLU and Dropout of a layer."""
 
     packed: Tensor  # (num_blocks, bytes along rows, num_features) uint8
-    ends: Tensor  # (num_blocks, 2) bfloat16: minimum and maximum of n; 1 bit has none
+    ends: Tensor | None  # (num_blocks,) int32: minimum and maximum of n, in bfloat16
     seed: Tensor  # () int32: of rounding and Dropout
-    first_row: int  # of the run, among all rows that share the seed
     setting: RectifiedSetting
 
     @property
     def is_finite(self) -> Tensor:
-        """() bool on the device: False where the run held NaN or infinity."""
-        means = self.setting.side_means
-        finite = torch.isfinite(self.ends).all()
-        return finite if means is None else finite & torch.isfinite(means).all()
+        """() bool on the device: False where decoding might give NaN or infinity."""
+        if self.ends is None:
+            means = self.setting.side_means
+            assert means is not None, "one bit has means where others have ends"
+            return torch.isfinite(means).all()
+        largest = torch.linalg.vector_norm(self.ends.view(torch.bfloat16), torch.inf)
+        return largest < LARGEST_END  # false for NaN
 
     def gradient_sums(
         self,
@@ -163,23 +171,42 @@ class RectifiedCodes:
         They are the gradients of BatchNorm's bias and weight.
         """
         kernel = _gradient_sums_fused if self.setting.fused else _gradient_sums
-        return kernel(gradient.view(self.shape), self._stored()).sum(dim=1)
+        blocks, num_bytes, per_byte, width = self.shape
+        together = math.gcd(num_bytes, _ROWS_ADDED // per_byte)
+        sums = gradient.new_empty((2, blocks, num_bytes // together, width))
+        of_gradient, of_product = sums
+        rows = gradient.view(self.shape)
+        # A plain kernel's temporaries are of the size of the sums.
+        for part in self._parts(_ROWS_ADDED):
+            stored = self._stored.blocks(part)
+            kernel(rows[part], stored, of_gradient[part], of_product[part])
+        return sums.view(2, -1, width).sum(dim=1)
 
     def backpropagate(
         self,
         gradient: Tensor,  # (num_rows, num_features): of h; overwritten with that of y
-        mean_gradient: Tensor,  # (num_features,) of u, over nodes; 0 without BatchNorm
-        mean_product: Tensor,  # (num_features,) of that times n; 0 without BatchNorm
+        sums: Tensor,  # gradient_sums of all nodes; anything finite without BatchNorm
+        share: Tensor,  # (): 1 / number of nodes; 0 without BatchNorm
     ) -> None:
         """Turn the gradient of h into the gradient of y, in place."""
         kernel = _backpropagate_fused if self.setting.fused else _backpropagate
-        blocks = gradient.view(self.shape)
-        blocks.copy_(kernel(blocks, self._stored(), mean_gradient, mean_product))
+        rows = gradient.view(self.shape)
+        for part in self._parts():
+            kernel(rows[part], self._stored.blocks(part), sums, share)
 
-    def output(self) -> Tensor:
-        """Estimate of h, (num_rows, num_features)."""
+    def output(self, rows: slice) -> Tensor:
+        """Estimate of h of some rows, whole blocks, (rows, num_features)."""
         kernel = _output_fused if self.setting.fused else _output
-        return kernel(self._stored()).view(-1, self.shape[3])
+        _, num_bytes, per_byte, width = self.shape
+        rows_per_block = num_bytes * per_byte
+        first, last = rows.start // rows_per_block, rows.stop // rows_per_block
+        h = self.packed.new_empty(
+            (last - first, num_bytes, per_byte, width), dtype=torch.float32
+        )
+        for part in self._parts(blocks=last - first):
+            of = slice(first + part.start, first + part.stop)
+            kernel(h[part], self._stored.blocks(of))
+        return h.view(-1, width)
 
     @property
     def shape(self) -> torch.Size:
@@ -187,194 +214,39 @@ class RectifiedCodes:
         blocks, num_bytes, width = self.packed.shape
         return torch.Size((blocks, num_bytes, 8 // self.setting.coder.bits, width))
 
+    def _parts(self, factor: int = 1, blocks: int | None = None) -> Iterator[slice]:
+        shape = self.shape
+        blocks = shape[0] if blocks is None else blocks
+        size = factor * PLAIN_VALUES // shape[1:].numel()
+        return _parts(blocks, size, self.setting.fused)
+
+    @functools.cached_property
     def _stored(self) -> _Stored:
+        """Made for backward, and once: three kernels read it."""
         setting = self.setting
         return _Stored(
             self.packed,
-            # Widened outside the kernel, as in decompress_blocks.
-            self.ends.to(torch.float32),
-            _keys(self.seed, self.shape, self.first_row),
+            self.ends,
+            _keys(self.seed, self.shape, setting.fused),
             _scalar(setting.dropout, self.packed),
             setting.normalization,
-            setting.normalization.threshold,
-            setting.coder.boundaries,
             setting.side_means,
-            setting.coder.bits,
         )
 
 
-def active_sums(
-    y: Tensor,  # (num_rows, num_features), num_rows a multiple of `groups`
-    normalization: Normalization,
-    groups: int,
-    fused: bool,
-) -> Tensor:
-    """Per feature, (3, num_features): count and sum of active n, and sum of all n."""
-    kernel = _active_sums_fused if fused else _active_sums
-    # Groups of neighbouring rows: few, so that little is written, and enough for
-    # several threads, each of which runs along features.
-    return kernel(y.view(groups, -1, y.shape[1]), normalization).sum(dim=1)
+def _parts(blocks: int, size: int, fused: bool) -> Iterator[slice]:
+    """Blocks that one call of a kernel takes: all, or about `size` if it is plain."""
+    size = blocks if fused else max(1, size)
+    for start in range(0, blocks, size):
+        yield slice(start, min(start + size, blocks))
 
 
-def encode(
-    y: Tensor,  # (num_rows, num_features) float32; overwritten with h
-    packed: Tensor,  # (num_blocks, bytes along rows, num_features) uint8, overwritten
-    ends: Tensor,  # (num_blocks, num_ends) bfloat16, overwritten
-    seed: Tensor,  # () int32
-    first_row: int,
-    setting: RectifiedSetting,
-) -> RectifiedCodes:
-    """Overwrite a run of rows with their h and return the codes of their n.
-
-    num_rows must be a multiple of rows_per_block.
-    """
-    codes = RectifiedCodes(packed, ends, seed, first_row, setting)
-    kernel = _encode_fused if setting.fused else _encode
-    blocks = y.view(codes.shape)
-    found, found_ends, h = kernel(
-        blocks,
-        _keys(seed, blocks.shape, first_row),
-        _scalar(setting.dropout, y),
-        setting.normalization,
-        setting.normalization.threshold,
-        setting.coder.boundaries,
-        setting.coder.bits,
-    )
-    packed.copy_(found)
-    if found_ends is not None:
-        ends.copy_(found_ends)
-    blocks.copy_(h)
-    return codes
-
-
-def _keys(seed: Tensor, shape: torch.Size, first_row: int) -> Tensor:
-    """Keys of the noise, one per row, (blocks, bytes, codes of a byte, 1)."""
-    return row_keys(seed, shape[:3].numel(), first_row).view(*shape[:3], 1)
-
-
-def _active_sums(
-    y: Tensor,  # (groups, rows, features)
-    normalization: Normalization,
-) -> Tensor:
-    """Count and sum of active n, and sum of all n, (3, groups, features)."""
-    mean, inverse_std, weight, bias = normalization
-    normalized = (y - mean) * inverse_std
-    # A product, not torch.where: choosing between constants is not vectorized.
-    active = (normalized * weight + bias > 0).to(torch.float32)
-    terms = active, normalized * active, normalized
-    return torch.stack([term.sum(dim=1) for term in terms])
-
-
-def _encode(
-    y: Tensor,  # (blocks, bytes, codes of a byte, features)
-    keys: Tensor,  # (blocks, bytes, codes of a byte, 1) int32
-    dropout: Tensor,  # ()
-    normalization: Normalization,
-    threshold: Tensor,  # (features,)
-    boundaries: Tensor | None,
-    bits: int,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Codes, the two ends of each block, and h, shaped like y."""
-    mean, inverse_std, weight, bias = normalization
-    inactive_levels, active_levels = LEVELS[bits]
-    steps = active_levels - 1
-    per_byte = 8 // bits
-    columns = torch.arange(y.shape[3], dtype=torch.int32, device=y.device)
-    scale = 1.0 / (1.0 - dropout)
-    ends = None
-    if steps:
-        smallest = largest = (y[:, :, 0] - mean) * inverse_std
-        for j in range(1, per_byte):
-            normalized = (y[:, :, j] - mean) * inverse_std
-            smallest = torch.minimum(smallest, normalized)
-            largest = torch.maximum(largest, normalized)
-        low = round_down(smallest.amin(dim=(1, 2)))
-        high = -round_down(-largest.amax(dim=(1, 2)))
-        ends = torch.stack([low, high], dim=1).to(torch.bfloat16)
-        left_end, right_end = low[:, None, None], high[:, None, None]
-        middle = torch.minimum(torch.maximum(threshold, left_end), right_end)
-
-    packed = torch.zeros((1, 1, 1), dtype=torch.int32, device=y.device)
-    outputs = []
-    for j in range(per_byte):
-        normalized = (y[:, :, j] - mean) * inverse_std
-        affine = normalized * weight + bias
-        active = ~(affine <= 0)  # a NaN goes on, to be seen
-        rounding, dropping = uniform_pair(keys[:, :, j], columns)
-        code = active.to(torch.int32) * inactive_levels
-        if steps:
-            above = active == (weight >= 0)
-            reach = torch.where(above, right_end, left_end) - middle
-            # A side of no width holds nothing but its edge.
-            position = torch.where(
-                reach != 0, (normalized - middle) / reach * steps, 0.0
-            )
-            if boundaries is not None:
-                position = even_position(position, boundaries, steps)
-            level = torch.clamp((position + rounding).to(torch.int32), 0, steps)
-            code = code + (level if inactive_levels > 1 else level * active)
-        packed = packed | (code << (bits * j))
-        kept = active & (dropping >= dropout)
-        outputs.append(torch.where(kept, affine * scale, 0.0))
-    return packed.to(torch.uint8), ends, torch.stack(outputs, dim=2)
-
-
-def _decode(stored: _Stored) -> tuple[Tensor, Tensor]:
-    """Estimate of n, and whether a value passed ReLU and Dropout; shaped like y."""
-    bits, packed, weight = stored.bits, stored.packed, stored.normalization.weight
-    inactive_levels, active_levels = LEVELS[bits]
-    shift = torch.arange(8 // bits, dtype=torch.int32, device=packed.device)
-    words = packed.to(torch.int32)[:, :, None]
-    code = (words >> (shift * bits)[:, None]) & (2**bits - 1)
-    active = code >= inactive_levels
-    if active_levels > 1:
-        left_end = stored.ends[:, 0, None, None, None]
-        right_end = stored.ends[:, 1, None, None, None]
-        middle = torch.minimum(torch.maximum(stored.threshold, left_end), right_end)
-        above = active == (weight >= 0)
-        reach = torch.where(above, right_end, left_end) - middle
-        level = code - active.to(torch.int32) * inactive_levels
-        position = look_up(stored.boundaries, level) * (1.0 / (active_levels - 1))
-        normalized = middle + reach * position
-    if stored.side_means is not None:
-        of_active = normalized if active_levels > 1 else stored.side_means[1]
-        normalized = torch.where(active, of_active, stored.side_means[0])
-    columns = torch.arange(packed.shape[2], dtype=torch.int32, device=packed.device)
-    _, dropping = uniform_pair(stored.keys, columns)
-    return normalized, active & (dropping >= stored.dropout)
-
-
-def _gradient_sums(
-    gradient: Tensor,  # (blocks, bytes, codes of a byte, features)
-    stored: _Stored,
-) -> Tensor:
-    """Sums of the gradient of u and of that times n, (2, blocks, features)."""
-    normalized, kept = _decode(stored)
-    passed = torch.where(kept, gradient * (1.0 / (1.0 - stored.dropout)), 0.0)
-    # Per block first: a sum over few rows runs along features in one pass.
-    sums = passed.sum(dim=(1, 2)), (passed * normalized).sum(dim=(1, 2))
-    return torch.stack(sums)
-
-
-def _backpropagate(
-    gradient: Tensor,  # (blocks, bytes, codes of a byte, features)
-    stored: _Stored,
-    mean_gradient: Tensor,  # (features,)
-    mean_product: Tensor,  # (features,)
-) -> Tensor:
-    """Gradient of y from that of h."""
-    normalized, kept = _decode(stored)
-    norm = stored.normalization
-    passed = torch.where(kept, gradient * (1.0 / (1.0 - stored.dropout)), 0.0)
-    centred = passed - mean_gradient - normalized * mean_product
-    return centred * (norm.weight * norm.inverse_std)
-
-
-def _output(stored: _Stored) -> Tensor:
-    """Estimate of h, (blocks, bytes, codes of a byte, features)."""
-    normalized, kept = _decode(stored)
-    affine = normalized * stored.normalization.weight + stored.normalization.bias
-    return torch.where(kept, affine * (1.0 / (1.0 - stored.dropout)), 0.0)
+def _keys(seed: Tensor, shape: torch.Size, fused: bool) -> Tensor:
+    """Keys of the noise, one per row, (blocks, bytes, codes of a byte)."""
+    # Drawn outside the other kernels: the compiler would inline the hash of the key
+    # into that of every value.
+    draw = row_keys_fused if fused else row_keys
+    return draw(seed, shape[:3].numel()).view(shape[:3])
 
 
 def _scalar(value: float, like: Tensor) -> Tensor:
@@ -382,9 +254,258 @@ def _scalar(value: float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
-_STORED_ROWS = {"stored.packed": 0, "stored.ends": 0, "stored.keys": 0}
-_active_sums_fused = fuse(_active_sums, rows={"y": 1})
-_encode_fused = fuse(_encode, rows={"y": 0, "keys": 0})
-_gradient_sums_fused = fuse(_gradient_sums, rows={"gradient": 0, **_STORED_ROWS})
-_backpropagate_fused = fuse(_backpropagate, rows={"gradient": 0, **_STORED_ROWS})
-_output_fused = fuse(_output, rows=_STORED_ROWS)
+def side_means(
+    y: Tensor,  # (num_rows, num_features): the first num_nodes rows count
+    num_nodes: int,
+    normalization: Normalization,
+    fused: bool,
+) -> Tensor:
+    """Means of n over nodes on either side of ReLU, (2, width); 0 if it is empty."""
+    kernel = _active_sums_fused if fused else _active_sums
+    groups, width = num_nodes // _ROWS_ADDED, y.shape[1]
+    whole = y[: groups * _ROWS_ADDED].view(groups, _ROWS_ADDED, width)
+    sums = y.new_empty((3, groups, width))
+    for part in _parts(groups, PLAIN_VALUES // width, fused):
+        kernel(whole[part], normalization, *(one[part] for one in sums))
+    total = sums.sum(dim=1)
+    if rest := num_nodes - len(whole) * _ROWS_ADDED:
+        last = y.new_empty((3, rest, width))
+        _active_sums(y[num_nodes - rest : num_nodes, None], normalization, *last)
+        total += last.sum(dim=1)
+    count, active, both = total
+    counts = torch.stack([num_nodes - count, count])
+    return torch.stack([both - active, active]) / counts.clamp(min=1)
+
+
+def encode(
+    y: Tensor,  # (num_rows, num_features) float32; overwritten with h
+    seed: Tensor,  # () int32
+    setting: RectifiedSetting,
+) -> RectifiedCodes:
+    """Overwrite all rows with their h and return the codes of their n.
+
+    num_rows must be a multiple of rows_per_block.
+    """
+    coder, width = setting.coder, y.shape[1]
+    blocks = len(y) // coder.rows_per_block
+    num_bytes, per_byte = coder.rows_per_block * coder.bits // 8, 8 // coder.bits
+    packed = y.new_empty((blocks, num_bytes, width), dtype=torch.uint8)
+    ends = y.new_empty(blocks, dtype=torch.int32) if coder.keeps_ends else None
+    codes = RectifiedCodes(packed, ends, seed, setting)
+    keys = _keys(seed, codes.shape, setting.fused).view(-1, per_byte)
+    kernel = _encode_fused if setting.fused else _encode
+    dropout = _scalar(setting.dropout, y)
+    rows = y.view(-1, per_byte, width)
+    for part in _parts(
+        blocks, PLAIN_VALUES // y[: coder.rows_per_block].numel(), setting.fused
+    ):
+        of_bytes = slice(part.start * num_bytes, part.stop * num_bytes)
+        kernel(
+            # One tensor for each code of a byte: a compiler that is given the whole
+            # would write its pieces elsewhere and copy.
+            tuple(rows[of_bytes, j] for j in range(per_byte)),
+            packed[part],
+            None if ends is None else ends[part],
+            keys[of_bytes],
+            dropout,
+            setting.normalization,
+        )
+    return codes
+
+
+def _active_sums(
+    y: Tensor,  # (groups, rows, features)
+    normalization: Normalization,
+    count: Tensor,  # (groups, features), overwritten with the number of active n
+    of_active: Tensor,  # the same: their sum
+    of_all: Tensor,  # the same: the sum of all n
+) -> None:
+    mean, inverse_std, weight, bias = normalization
+    zero = torch.zeros((1, 1), device=y.device)
+    sums = (zero, zero, zero)
+    for row in y.unbind(1):
+        normalized = (row - mean) * inverse_std
+        # A product, not torch.where: choosing between constants is not vectorized.
+        active = (normalized * weight + bias > 0).to(torch.float32)
+        count_too, active_too, all_too = sums
+        sums = (
+            count_too + active,
+            active_too + normalized * active,
+            all_too + normalized,
+        )
+    for result, found in zip((count, of_active, of_all), sums, strict=True):
+        result.copy_(found)
+
+
+def _encode(
+    rows: tuple[Tensor, ...],  # of each code of a byte: (blocks * bytes, features)
+    packed: Tensor,  # (blocks, bytes, features) uint8, overwritten
+    ends: Tensor | None,  # (blocks,) int32, overwritten; none with one bit
+    keys: Tensor,  # (blocks * bytes, codes of a byte) int32
+    dropout: Tensor,  # ()
+    normalization: Normalization,
+) -> None:
+    """Write codes and the two ends of each block, and overwrite rows with h."""
+    mean, inverse_std, weight, bias = normalization
+    per_byte = len(rows)
+    bits = 8 // per_byte
+    steps = 2 ** (bits - 1) - 1
+    y = [one.view(packed.shape) for one in rows]
+    columns = torch.arange(packed.shape[2], dtype=torch.int32, device=packed.device)
+    scale = 1.0 / (1.0 - dropout)
+    if ends is not None:
+        smallest = largest = (y[0] - mean) * inverse_std
+        for one in y[1:]:
+            normalized = (one - mean) * inverse_std
+            smallest = torch.minimum(smallest, normalized)
+            largest = torch.maximum(largest, normalized)
+        low = round_down(smallest.amin(dim=(1, 2)))
+        high = -round_down(-largest.amax(dim=(1, 2)))
+        middle, left, right = _sides(low, high, normalization.threshold)
+        right_half = high.view(torch.int32) & _HIGH_HALF
+        ends.copy_(((low.view(torch.int32) >> 16) & 0xFFFF) | right_half)
+
+    codes = torch.zeros((1, 1, 1), dtype=torch.int32, device=packed.device)
+    results = []
+    for j in range(per_byte):
+        normalized = (y[j] - mean) * inverse_std
+        affine = normalized * weight + bias
+        active = ~(affine <= 0)  # a NaN goes on, to be seen
+        key = keys[:, j].view(packed.shape[0], -1, 1)
+        noise, dropping = uniform_pair(key, columns)
+        code = active.to(torch.int32) << (bits - 1)
+        if ends is not None:
+            reach = torch.where(active == (weight >= 0), right, left)
+            distance = torch.abs(normalized - middle)
+            code = code + round_to_level(distance, torch.abs(reach), noise, steps)
+        codes = codes | (code << (bits * j))
+        results.append(torch.where(active & (dropping >= dropout), affine * scale, 0.0))
+    packed.copy_(codes.to(torch.uint8))
+    for one, result in zip(y, results, strict=True):
+        one.copy_(result)
+
+
+def _sides(
+    low: Tensor,  # (blocks,) float32, normalised units
+    high: Tensor,
+    threshold: Tensor,  # (features,)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the sides of a block meet, and how far each reaches from there, signed."""
+    low, high = low[:, None, None], high[:, None, None]
+    middle = torch.minimum(torch.maximum(threshold, low), high)
+    return middle, low - middle, high - middle
+
+
+class _Decoded(NamedTuple):
+    """Of some codes; all of one shape."""
+
+    normalized: Tensor  # estimate of n
+    variance: Tensor | float  # estimate of the variance of that
+    kept: Tensor  # whether a value passed ReLU and Dropout
+
+
+def _decode(
+    stored: _Stored,
+    words: Tensor,  # (blocks, ..., features) int32: bytes
+    shift: Tensor | int,  # of the code in its byte
+    keys: Tensor,  # broadcasts with words
+) -> _Decoded:
+    """One code of each byte."""
+    per_byte = stored.keys.shape[-1]
+    bits = 8 // per_byte
+    steps = 2 ** (bits - 1) - 1
+    code = words >> shift
+    active = (code & (steps + 1)) != 0
+    columns = torch.arange(words.shape[-1], dtype=torch.int32, device=words.device)
+    noise, dropping = uniform_pair(keys, columns)
+    kept = active & (dropping >= stored.dropout)
+    if stored.ends is None:
+        assert stored.side_means is not None, "one bit has means where others have ends"
+        means = torch.where(active, stored.side_means[1], stored.side_means[0])
+        return _Decoded(means, 0.0, kept)
+    level = code & steps
+    low = (stored.ends << 16).view(torch.float32)
+    high = (stored.ends & _HIGH_HALF).view(torch.float32)
+    sides = _sides(low, high, stored.normalization.threshold)
+    missing = words.dim() - 3
+    middle, left, right = (side[(slice(None), *(None,) * missing)] for side in sides)
+    reach = torch.where(active == (stored.normalization.weight >= 0), right, left)
+    return _Decoded(
+        middle + reach * estimate_share(level, noise, steps),
+        reach * reach * estimate_variance(level, noise, steps),
+        kept,
+    )
+
+
+def _gradient_sums(
+    gradient: Tensor,  # (blocks, bytes, codes of a byte, features)
+    stored: _Stored,
+    of_gradient: Tensor,  # (blocks, groups of rows, features), overwritten
+    of_product: Tensor,  # the same
+) -> None:
+    """Write sums of the gradient of u and of that times n."""
+    blocks, groups, width = of_gradient.shape
+    per_byte = gradient.shape[2]
+    gradient = gradient.view(blocks, groups, -1, per_byte, width)
+    packed = stored.packed.view(blocks, groups, -1, width)
+    keys = stored.keys.view(blocks, groups, -1, per_byte, 1)
+    scale = 1.0 / (1.0 - stored.dropout)
+    first = second = torch.zeros((1, 1, 1), device=gradient.device)
+    for byte in range(packed.shape[2]):
+        words = packed[:, :, byte].to(torch.int32)
+        for j in range(per_byte):
+            bits = 8 // per_byte
+            found = _decode(stored, words, j * bits, keys[:, :, byte, j])
+            passed = torch.where(found.kept, gradient[:, :, byte, j] * scale, 0.0)
+            first = first + passed
+            second = second + passed * found.normalized
+    of_gradient.copy_(first)
+    of_product.copy_(second)
+
+
+def _decode_all(stored: _Stored) -> _Decoded:
+    """All codes, (blocks, bytes, codes of a byte, features)."""
+    per_byte = stored.keys.shape[-1]
+    shift = torch.arange(per_byte, dtype=torch.int32, device=stored.packed.device)
+    words = stored.packed.to(torch.int32)[:, :, None]
+    return _decode(
+        stored, words, (shift * (8 // per_byte))[:, None], stored.keys[..., None]
+    )
+
+
+def _backpropagate(
+    gradient: Tensor,  # (blocks, bytes, codes of a byte, features): of h, then of y
+    stored: _Stored,
+    sums: Tensor,  # (2, features)
+    share: Tensor,  # ()
+) -> None:
+    found = _decode_all(stored)
+    norm = stored.normalization
+    passed = torch.where(found.kept, gradient * (1.0 / (1.0 - stored.dropout)), 0.0)
+    mean_gradient, mean_product = sums[0] * share, sums[1] * share
+    # The mean product holds this node's own estimate of n: less what that adds.
+    own = passed * found.variance * share
+    centred = passed - mean_gradient - found.normalized * mean_product + own
+    gradient.copy_(centred * (norm.weight * norm.inverse_std))
+
+
+def _output(
+    h: Tensor,  # (blocks, bytes, codes of a byte, features), overwritten
+    stored: _Stored,
+) -> None:
+    """Write the estimate of h."""
+    found = _decode_all(stored)
+    affine = found.normalized * stored.normalization.weight + stored.normalization.bias
+    h.copy_(torch.where(found.kept, affine * (1.0 / (1.0 - stored.dropout)), 0.0))
+
+
+_STORED = {"stored.packed": 0, "stored.ends": 0, "stored.keys": 0}
+_active_sums_fused = fuse(
+    _active_sums, {"y": 0, "count": 0, "of_active": 0, "of_all": 0}
+)
+_encode_fused = fuse(_encode, {"rows": 0, "packed": 0, "ends": 0, "keys": 0})
+_gradient_sums_fused = fuse(
+    _gradient_sums, {"gradient": 0, "of_gradient": 0, "of_product": 0, **_STORED}
+)
+_backpropagate_fused = fuse(_backpropagate, {"gradient": 0, **_STORED})
+_output_fused = fuse(_output, {"h": 0, **_STORED})

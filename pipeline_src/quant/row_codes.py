@@ -46,6 +46,11 @@ def count_words(num_values: int, bits: int) -> int:
     return num_values if bits == 16 else -(-num_values * bits // _WORD_BITS)
 
 
+def codes_per_word(bits: int) -> int:
+    """Codes that share a storage word."""
+    return 1 if bits == 16 else _WORD_BITS // bits
+
+
 def grid_of(
     smallest: Tensor,  # float32, any shape, feature units
     largest: Tensor,
@@ -123,10 +128,24 @@ def encode(
     inverse_scale: Tensor,
     bits: int,  # 1 .. 16
     compile: str = "auto",
+    few_rows: bool = False,  # of any length: their number is a kernel's constant
 ) -> Tensor:
     """Codes packed row by row, (num_rows, words): uint8, at 16 bits int16."""
-    fused = fusion_pays(x.numel(), x.device, compile) and min(x.shape) > 1
-    return (_encode_fused if fused else _encode)(x, zero_point, inverse_scale, bits)
+    kernel = _encode
+    if fusion_pays(x.numel(), x.device, compile):
+        kernel = _encode_few_fused if few_rows else _encode_fused
+    return kernel(x, zero_point, inverse_scale, bits)
+
+
+def pack_by_row(
+    x: Tensor,  # (num_rows, num_values) float32
+    bits: int,
+    metadata: torch.dtype,
+    compile: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A range for each row, then encode: words, zero point and scale, by one kernel."""
+    fused = fusion_pays(x.numel(), x.device, compile)
+    return (_pack_fused if fused else _pack)(x, bits, metadata)
 
 
 def values_of(codes: Tensor, zero_point: Tensor, scale: Tensor) -> Tensor:
@@ -159,7 +178,7 @@ def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> 
     codes = torch.where((marked > 0) & (x == 0), 0.0, codes).to(torch.int32)
     if bits == 16:
         return codes.to(torch.int16)  # wraps round; reading masks the sign away
-    per_word = _WORD_BITS // bits
+    per_word = codes_per_word(bits)
     num_words = (x.shape[1] + per_word - 1) // per_word
     codes = functional.pad(codes, (0, per_word * num_words - x.shape[1]))
     codes = codes.view(x.shape[0], per_word, num_words)
@@ -169,6 +188,15 @@ def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> 
     return packed.to(torch.uint8)
 
 
+def _pack(x: Tensor, bits: int, metadata: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    grid = grid_of(x.amin(dim=1), x.amax(dim=1), bits, metadata)
+    zero_point, scale, inverse_scale = grid
+    words = _encode(x, zero_point[:, None], inverse_scale[:, None], bits)
+    return words, zero_point.to(metadata), scale.to(metadata)
+
+
+_pack_fused = fuse(_pack, rows={"x": 0})
+_encode_few_fused = fuse(_encode, rows={"x": 1, "zero_point": 1, "inverse_scale": 1})
 _encode_fused = fuse(_encode, rows={"x": 0, "zero_point": 0, "inverse_scale": 0})
 
 

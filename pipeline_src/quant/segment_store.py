@@ -16,14 +16,19 @@ from torch import Tensor
 
 from pipeline_src.quant.dtypes import as_float32
 from pipeline_src.quant.fusion import fuse, fusion_pays
-from pipeline_src.quant.row_codes import encode, grid_of, unpack_codes
+from pipeline_src.quant.row_codes import (
+    codes_per_word,
+    encode,
+    grid_of,
+    unpack_codes,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class PackedSegments:
     """Codes of all values, and a zero point and a scale per range and head."""
 
-    words: Tensor  # (num_heads, words) uint8; int16 at 16 bits
+    words: Tensor  # (num_heads, words) uint8; int16 at 16 bits; heads lie together
     zero_point: Tensor  # (num_ranges, num_heads) float32 or bfloat16
     scale: Tensor
     num_values: int  # per head
@@ -42,14 +47,14 @@ class PackedSegments:
         """Float values, (num_values, num_heads)."""
         numel = self.num_values * self.words.shape[0]
         fused = fusion_pays(numel, self.words.device, self.compile)
-        kernel = _decode_fused if fused and self.num_values > 1 else _decode
-        return kernel(
-            self.words,
-            self.zero_point,
-            self.scale,
-            owner if self.zero_point.shape[0] > 1 else torch.zeros_like(owner),
-            self.bits,
-        )
+        words, grid = self.words.T, (self.zero_point, self.scale)
+        if self.zero_point.shape[0] == 1:
+            kernel = _decode_alike_fused if fused else _decode_alike
+            values = kernel(words, *grid, self.bits)
+        else:
+            kernel = _decode_fused if fused else _decode
+            values = kernel(words, *grid, owner, self.bits)
+        return values[: self.num_values]  # the rest is padding
 
 
 def pack_segments(
@@ -83,19 +88,47 @@ def pack_segments(
         inverse_scale.index_select(0, owner).T,
         bits,
         compile,
+        few_rows=True,
     )
+    words = words.T.contiguous().T  # where it was not: heads lie together
     zero_point, scale = zero_point.to(metadata), scale.to(metadata)
     return PackedSegments(words, zero_point, scale, values.shape[0], bits, compile)
 
 
 def _decode(
-    words: Tensor, zero_point: Tensor, scale: Tensor, owner: Tensor, bits: int
+    words: Tensor,  # (num_words, num_heads)
+    zero_point: Tensor,  # (num_ranges, num_heads)
+    scale: Tensor,
+    owner: Tensor,  # (num_values,)
+    bits: int,
 ) -> Tensor:
-    codes = unpack_codes(words, owner.shape[0], bits).T.to(torch.float32)
+    """Values and padding, (num_words * codes of a word, num_heads).
+
+    All codes are decoded: that some are padding is known to the caller, and would be
+    another kernel. Padding belongs to the last value's segment.
+    """
+    codes = _codes_of(words, bits)
+    place = torch.arange(codes.shape[0], device=words.device)
+    owner = owner[torch.clamp(place, max=owner.shape[0] - 1)]
     step = scale.index_select(0, owner).to(torch.float32)
     return codes * step + zero_point.index_select(0, owner).to(torch.float32)
 
 
+def _decode_alike(
+    words: Tensor, zero_point: Tensor, scale: Tensor, bits: int
+) -> Tensor:
+    """As _decode, with one range for all segments, (1, num_heads)."""
+    step, first = scale.to(torch.float32), zero_point.to(torch.float32)
+    return _codes_of(words, bits) * step + first
+
+
+def _codes_of(words: Tensor, bits: int) -> Tensor:
+    """Float codes, padding too, (num_words * codes of a word, num_heads)."""
+    codes = unpack_codes(words.view(1, -1), words.numel() * codes_per_word(bits), bits)
+    return codes.view(-1, words.shape[1]).to(torch.float32)
+
+
 _decode_fused = fuse(
-    _decode, rows={"words": 1, "zero_point": 0, "scale": 0, "owner": 0}
+    _decode, rows={"words": 0, "zero_point": 0, "scale": 0, "owner": 0}
 )
+_decode_alike_fused = fuse(_decode_alike, rows={"words": 0})

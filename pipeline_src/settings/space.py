@@ -111,7 +111,8 @@ def method_of(search: ActivationSearch, configuration: Configuration) -> MethodS
         bits=bits[0] if alike else 32,
         projection_ratio=int(ratio or 1),
         rows_per_block=int(configuration[ROWS]),
-        boundaries=search.boundaries,
+        # The codes of lean have no fixed edges.
+        boundaries="even" if policy == "lean" else search.boundaries,
         layer_bits=() if alike else bits,
     )
     label = describe_method(method)

@@ -16,13 +16,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pipeline_src.gnn.models import Keep
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
-from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.quant.projection import count_projected, project
 from pipeline_src.records import datasets
 from pipeline_src.records.devices import describe_device, resolve_device
-from pipeline_src.training.networks import BoundariesOf, block_size, keep_of
+from pipeline_src.training.networks import BoundariesOf
 from pipeline_src.training.observations import Observation, observe_blocks
 from pipeline_src.training.spec import RunSpec
 from pipeline_src.training.trainer import Trainer
@@ -87,16 +87,16 @@ def capture_activations(
 
         return observe
 
-    compile = resolve_compile(spec.compile, device)
-    keep = keep_of(spec.method, boundaries_of, compile, device)
-    assert keep is not None  # the policy is "exact"
+    def watch(keep: Keep) -> Keep:
+        def observed_keep(name: str, width: int, may_project: bool) -> Compressor:
+            recipe = keep(name, width, may_project)
+            fields = dataclasses.fields(recipe)
+            values = {field.name: getattr(recipe, field.name) for field in fields}
+            return ObservedCompressor(**values, observe=observer(name))
 
-    def observed_keep(name: str, width: int, may_project: bool) -> Compressor:
-        recipe = keep(name, width, may_project)
-        fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-        return ObservedCompressor(**fields, observe=observer(name))
+        return observed_keep
 
-    trainer = Trainer(spec, graph, boundaries_of, spec.seeds[0], observed_keep)
+    trainer = Trainer(spec, graph, boundaries_of, spec.seeds[0], watch)
     for epoch in range(max(epochs)):
         now = epoch + 1
         loss = trainer.step(epoch)
@@ -122,7 +122,7 @@ def _observe(x: Tensor, seed: Tensor, spec: RunSpec, projected: int) -> Observat
     if projected:
         width = count_projected(width, spec.method.projection_ratio)
         x = project(x, seed, width)
-    size = block_size(width, spec.method)
+    size = spec.method.block_size(width)
     generator = torch.Generator().manual_seed(spec.seeds[0])
     return observe_blocks(
         x,

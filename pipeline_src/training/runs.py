@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from pipeline_src.graphs.graph import Graph
+from pipeline_src.graphs.splits import doubts_about_splits, refuse_empty_splits
 from pipeline_src.records import datasets
 from pipeline_src.records.devices import describe_device, resolve_device
 from pipeline_src.records.parts import read_part
@@ -54,10 +55,14 @@ def train_run(
             finite, naming run, epoch and remedy.
     """
     device = resolve_device(spec.device)
+    refuse_empty_splits(graph.splits)
     graph = graph.to(device)
     provenance = datasets.describe_provenance(
         source_digest, describe_device(device), torch.get_num_threads()
     )
+    if doubts := doubts_about_splits(graph.labels, graph.splits):
+        log.warning("%s: %s", graph.name, "; ".join(doubts))
+        provenance["doubts"] = [f"{graph.name}: {doubt}" for doubt in doubts]
     memory: dict[str, float] | None = None
     parts = []
     for seed in spec.seeds:
@@ -86,8 +91,10 @@ def train_seed(trainer: Trainer) -> tuple[dict[str, float], dict[str, np.ndarray
     """Train to the end: scalars and curves, named as in the run record.
 
     Raises:
+        ValueError: if there is nothing to train, validate or test on.
         FloatingPointError: if the loss or an activation stops being finite.
     """
+    refuse_empty_splits(trainer.graph.splits)
     epochs = trainer.spec.training.epochs
     losses = torch.empty(epochs, device=trainer.device)
     accuracies = torch.empty(epochs, 3, device=trainer.device)

@@ -46,8 +46,8 @@ class MethodSpec:
     label: str  # as figures and tables print it
     # "full": all that PyTorch keeps; "exact": the published layout; "lean": codes of
     # hidden layers with their ends and statistics (gnn/lean.py); "pyg": PyTorch
-    # Geometric's layers
-    # with one of PyTorch's own ways to save memory (gnn/pyg_network.py)
+    # Geometric's layers with one of PyTorch's own ways to save memory
+    # (gnn/pyg/technique.py)
     policy: str
     bits: int = 32  # of one code; 32 means not compressed
     projection_ratio: int = 1  # num_features / num_projected (papers: D/R)
@@ -69,6 +69,26 @@ class MethodSpec:
     def needs_boundaries(self) -> bool:
         """True when training reads its bin edges from the solver's table."""
         return self.boundaries == "clipped_normal"
+
+    def block_size(self, width: int) -> int:
+        """Values per block of rows of a width: rows_per_block of them, but capped.
+
+        The published kernels use one thread per value of a block, hence at most 1024 of
+        them; a block never holds less than a row.
+        """
+        return min(self.rows_per_block, max(1, self.max_block_size // width)) * width
+
+    def bits_of(self, activation: str) -> int:
+        """Bits of an activation such as layer2.input or layer1.batch_norm.
+
+        An input takes the bits of the hidden layer it lies behind, the network's input
+        those of the first.
+        """
+        if not self.layer_bits:
+            return self.bits
+        layer, part = activation.split(".")
+        hidden = int(layer.removeprefix("layer")) - (1 if part == "batch_norm" else 2)
+        return self.layer_bits[max(hidden, 0)]
 
 
 @dataclass(frozen=True)
@@ -136,7 +156,9 @@ class RunSpec:
         return params_of(self.to_json())
 
     @classmethod
-    def from_params(cls, text: str, *, device: str, compile: str) -> "RunSpec":
+    def from_params(
+        cls, text: str, *, device: str = "auto", compile: str = "auto"
+    ) -> "RunSpec":
         """The inverse of `to_params`, completed by what the job itself knows.
 
         The method is labelled by its name.

@@ -8,7 +8,7 @@ from pipeline_src.training.meters import (
     measure_memory,
     resident_bytes,
 )
-from pipeline_src.training.trainer import Trainer, splits, training_loss
+from pipeline_src.training.trainer import Trainer, training_loss
 
 
 def measure_saved_memory(trainer: Trainer) -> tuple[int, int]:
@@ -67,7 +67,7 @@ def _resident(trainer: Trainer) -> list[Tensor]:
         trainer.seeds,
         graph.features,
         graph.labels,
-        *splits(graph),
+        *graph.splits.values(),
         *(tensor for part in adjacencies for tensor in (part.row_pointer, part.column)),
         *trainer.aggregation.tensors(),
     ]

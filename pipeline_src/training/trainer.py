@@ -11,6 +11,8 @@ compared in pairs.
 """
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,9 +20,15 @@ from torch.nn import functional
 
 from pipeline_src.gnn.models import Keep
 from pipeline_src.graphs.graph import Graph
+from pipeline_src.graphs.splits import refuse_empty_splits
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.training.adam import Adam
-from pipeline_src.training.networks import BoundariesOf, build_network
+from pipeline_src.training.networks import (
+    BoundariesOf,
+    build_network,
+    keeper_of,
+    shape_of,
+)
 from pipeline_src.training.spec import RunSpec
 
 LOWER = "Lower learning_rate or set gradient_clip."
@@ -36,16 +44,21 @@ class Trainer:
         graph: Graph,  # on the device to train on
         boundaries_of: BoundariesOf | None,
         seed: int,
-        keep: Keep | None = None,  # replaces what the method of the spec keeps
+        watch: Callable[[Keep], Keep] | None = None,  # stands between, policy exact
     ) -> None:
         """Seed torch's global generators and build what the specification names."""
+        refuse_empty_splits({"train_index": graph.train_index})
         torch.manual_seed(seed)
         self.spec = spec
         self.seed = seed
         self.graph = graph
         self.device = graph.features.device
         compile = resolve_compile(spec.compile, self.device)
-        self.model = build_network(spec, graph, boundaries_of, compile, keep)
+        shape = shape_of(spec.model, graph)
+        keeper = keeper_of(spec.method, shape, boundaries_of, compile, self.device)
+        if watch is not None:
+            keeper = watch(cast(Keep, keeper))
+        self.model = build_network(shape, keeper, compile).to(self.device)
         self.aggregation = self.model.aggregation(graph.adjacency)
         self.optimizer = Adam(
             self.model.parameters(),
@@ -85,7 +98,9 @@ class Trainer:
         output = self.model(self.graph.features, self.aggregation)
         self._finite_logits.logical_and_(output.isfinite().all())
         is_right = (output.argmax(dim=1) == self.graph.labels).to(torch.float32)
-        return torch.stack([is_right[index].mean() for index in splits(self.graph)])
+        return torch.stack(
+            [is_right[index].mean() for index in self.graph.splits.values()]
+        )
 
     def check_finite(self, losses: Tensor) -> None:
         """Raise if anything so far was NaN or infinite; waits for the device.
@@ -134,8 +149,3 @@ def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     raise ValueError(
         f"loss must be 'cross_entropy' or 'log_cross_entropy', got {kind!r}"
     )
-
-
-def splits(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes to train, validate and test on."""
-    return graph.train_index, graph.validation_index, graph.test_index

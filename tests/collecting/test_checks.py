@@ -196,6 +196,17 @@ def test_what_was_checked_is_listed(sound):
     assert "made by the same versions of Python and packages" in text
 
 
+def test_doubts_about_splits_stand_in_the_list_and_fail_nothing(sound):
+    """Nobody does better than always where all test nodes are of one class."""
+    doubt = "flickr: all 9 nodes of test_index are of one class"
+    made_by = json.loads(str(sound["provenance"].values[0])) | {"doubts": [doubt]}
+    sound["provenance"] = "run", [json.dumps(made_by)] * sound.sizes["run"]
+    sound["chance_accuracy"][:] = 1.0
+    sound["test_accuracy"][:] = 1.0
+    assert check_results(sound) == []
+    assert describe_checks(sound).count(f"WARNING: {doubt}") == 1
+
+
 def test_records_of_different_versions_are_told_apart(sound, tmp_path, capsys):
     """Nothing else notices an updated package; the results may still be right."""
     made_by = [json.loads(text) for text in sound["provenance"].values]

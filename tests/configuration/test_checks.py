@@ -142,6 +142,11 @@ def test_mappings_of_the_yaml_reader_become_plain(config):
         ("device", "gpu", r"^device: got 'gpu'; allowed: auto, cpu, cuda$"),
         ("compile", 1, r"^compile: got 1; allowed: auto, true, false$"),
         ("data_mirror", "", r"^data_mirror: expected text that is not empty, got ''$"),
+        (
+            "data_mirror",
+            "ftp://x",
+            r"^data_mirror: expected a folder \(/path, ~/path, ",
+        ),
         ("data_mirror", 3, r"^data_mirror: expected text or null, got 3$"),
         ("sweeps.0.graphs", [], r"^sweeps\[0\]\.graphs: expected at least 1 entry"),
         (
@@ -411,6 +416,10 @@ def test_the_table_of_keys_has_a_row_for_each():
         (
             {"bits": 2, "rows_per_block": 6},
             "rows_per_block: expected a multiple of 4, .* got 6",
+        ),
+        (
+            {"bits": 2, "rows_per_block": 8, "boundaries": "clipped_normal"},
+            "boundaries: the codes of lean have no fixed edges .* leave it out",
         ),
         (
             {"bits": 8, "projection_ratio": 2},

@@ -26,7 +26,9 @@ from pipeline_src.gnn.feature_network import FeatureNetwork
 from pipeline_src.gnn.lean import LeanLayer, LeanNetwork, LeanRecipe
 from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.gnn.models import GraphNetwork
-from pipeline_src.gnn.pyg_network import PygNetwork, aggregate
+from pipeline_src.gnn.pyg.network import PygNetwork
+from pipeline_src.gnn.pyg.operator import aggregate
+from pipeline_src.gnn.pyg.technique import Technique
 from pipeline_src.gnn.quantized_points import QuantizedPoints, StraightThrough
 from pipeline_src.gnn.saved import (
     Aggregate,
@@ -36,6 +38,7 @@ from pipeline_src.gnn.saved import (
     ReluWithBitMask,
     SageConvolution,
 )
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import adjacency_from_edges
 from pipeline_src.graphs.sparse_features import SparseFeatures, _SparseProduct
@@ -397,15 +400,15 @@ def keep(name: str, width: int, may_project: bool) -> Compressor:
 
 def networks(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    shape = ("sage", WIDTH, 8, OUTPUTS, 2, 0.0, True)
+    shape = NetworkShape("sage", WIDTH, 8, OUTPUTS, 2, 0.0, True)
     if kind == "exact":
-        return GraphNetwork(*shape, keep=keep, compile="false")
+        return GraphNetwork(shape, keep, compile="false")
     if kind == "lean":
         coders = (Compressor(8, 64, compile="false"),)
         lean = LeanRecipe(coders, 8, compile="false")
-        return GraphNetwork(*shape, compile="false", lean=lean)
+        return GraphNetwork(shape, lean, compile="false")
     bits = 8 if kind == "quantized_hooks" else 32
-    return PygNetwork(*shape, technique=kind, bits=bits)
+    return PygNetwork(shape, Technique(kind, bits))
 
 
 KINDS = (

@@ -11,6 +11,7 @@ from torch import nn
 from pipeline_src.gnn.aggregation import mean_aggregation
 from pipeline_src.gnn.lean import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.rectified import RectifiedCoder
@@ -33,18 +34,18 @@ STATES = [
 def network(policy, bits=32, coder=None):
     """A hidden layer, and values of the norm that are no defaults."""
     torch.manual_seed(0)
-    keep = lean = None
+    keeper = None
     if policy == "exact":
 
-        def keep(name, width, may_project):
+        def keeper(name, width, may_project):
             return Compressor(bits, width, compile="false")
 
     if policy == "lean":
-        lean = LeanRecipe(
+        keeper = LeanRecipe(
             (coder or Compressor(bits, HIDDEN, compile="false"),), 8, compile="false"
         )
-    shape = ("sage", FEATURES, HIDDEN, CLASSES, 2, 0.0, True)
-    return GraphNetwork(*shape, keep=keep, compile="false", lean=lean).train()
+    shape = NetworkShape("sage", FEATURES, HIDDEN, CLASSES, 2, 0.0, True)
+    return GraphNetwork(shape, keeper, compile="false").train()
 
 
 def set_norm(model, training, momentum, tracks, affine):

@@ -19,13 +19,15 @@ from pipeline_src.gnn.feature_network import FeatureNetwork
 from pipeline_src.gnn.lean import LeanRecipe
 from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.gnn.models import GraphNetwork
-from pipeline_src.gnn.pyg_network import PygNetwork
+from pipeline_src.gnn.pyg.network import PygNetwork
+from pipeline_src.gnn.pyg.technique import Technique
 from pipeline_src.gnn.quantized_points import QuantizedPoints
 from pipeline_src.gnn.saved import (
     BatchNormalization,
     DropoutWithBitMask,
     ReluWithBitMask,
 )
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import adjacency_from_edges
 from pipeline_src.graphs.sparse_features import SparseFeatures
@@ -276,19 +278,19 @@ def test_an_activation_that_is_no_matrix_is_refused(shape):
 
 def network(policy, num_layers=2, batch_norm=True):
     torch.manual_seed(0)
-    keep = lean = None
+    keeper = None
     if policy == "exact":
 
-        def keep(name, width, may_project):
+        def keeper(name, width, may_project):
             return Compressor(4, width, compile="false")
 
     if policy == "lean":
         coders = (RectifiedCoder(4, 8),) * (num_layers - 1)
-        lean = LeanRecipe(coders, 8, compile="false")
-    shape = ("sage", WIDTH, 8, CLASSES, num_layers, 0.0, batch_norm)
+        keeper = LeanRecipe(coders, 8, compile="false")
+    shape = NetworkShape("sage", WIDTH, 8, CLASSES, num_layers, 0.0, batch_norm)
     if policy == "pyg":
-        return PygNetwork(*shape).train()
-    return GraphNetwork(*shape, keep=keep, compile="false", lean=lean).train()
+        return PygNetwork(shape, Technique("eager")).train()
+    return GraphNetwork(shape, keeper, compile="false").train()
 
 
 POLICIES = ("full", "exact", "lean", "pyg")
@@ -357,7 +359,7 @@ def test_networks_refuse_features_of_another_shape(policy, shape):
 def test_networks_without_width_are_refused():
     for widths in ((0, 8, 3), (6, 0, 3), (6, 8, 0)):
         with pytest.raises(ValueError, match="num_classes must be at least 1, got"):
-            GraphNetwork("sage", *widths, 2, 0.0, True)
+            NetworkShape("sage", *widths, 2, 0.0, True)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

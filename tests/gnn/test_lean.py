@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ from pipeline_src.configuration.checks import read_schema
 from pipeline_src.gnn import lean as lean_module
 from pipeline_src.gnn.lean import IDEAS, LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import adjacency_from_edges
 from pipeline_src.quant.noise import row_keys, uniform_pair
-from pipeline_src.quant.rectified import Normalization
 from pipeline_src.training.meters import allocated_bytes, measure_memory
-from pipeline_src.training.networks import lean_of
-from pipeline_src.training.spec import MethodSpec, ModelSpec
+from pipeline_src.training.networks import keeper_of
+from pipeline_src.training.spec import MethodSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH = synthetic_graph(
@@ -41,11 +42,9 @@ def network(layer, method=None, dropout=0.5, batch_norm=True, num_layers=3):
     """BatchNorm weights of both signs and one 0, so that no sign is special."""
     torch.manual_seed(0)
     method = method or lean()
-    spec = ModelSpec("model", layer, num_layers, 16, dropout, batch_norm)
-    recipe = lean_of(method, spec, 20, solved, "false", torch.device("cpu"))
-    model = GraphNetwork(
-        layer, 20, 16, 5, num_layers, dropout, batch_norm, lean=recipe
-    ).train()
+    shape = NetworkShape(layer, 20, 16, 5, num_layers, dropout, batch_norm)
+    recipe = keeper_of(method, shape, solved, "false", torch.device("cpu"))
+    model = GraphNetwork(shape, recipe).train()
     with torch.no_grad():
         for norm in model.norms:
             norm.weight.normal_()
@@ -144,7 +143,7 @@ def test_runs_of_rows_do_not_change_gradients(bits, monkeypatch):
     """Only the order of sums, of at most 128 terms through 3 layers."""
     whole = network("sage", lean(bits, without=("chunked_backward",)))
     expected = gradients(whole, seeds_of(whole))[1]
-    monkeypatch.setattr(lean_module, "PLAIN_RUN_VALUES", 16 * 16)
+    monkeypatch.setattr(lean_module, "RUN_VALUES", 16 * 16)
     found = gradients(network("sage", lean(bits)), seeds_of(whole))[1]
     largest = max(gradient.norm() for gradient in expected.values())
     for name, gradient in expected.items():
@@ -154,7 +153,7 @@ def test_runs_of_rows_do_not_change_gradients(bits, monkeypatch):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_running_statistics_are_batch_norms(layer):
     model = network(layer)
-    other = GraphNetwork(layer, 20, 16, 5, 3, 0.5, True).train()
+    other = GraphNetwork(NetworkShape(layer, 20, 16, 5, 3, 0.5, True)).train()
     other.load_state_dict(model.state_dict())
     model(GRAPH.features, model.aggregation(GRAPH.adjacency), seeds_of(model))
     torch.manual_seed(9)
@@ -169,7 +168,8 @@ METHODS = {
     "INT2": lean(2),
     "INT4": lean(4),
     "INT4 and INT2": lean(layer_bits=(4, 2)),
-    "solved": lean(2, boundaries="clipped_normal"),
+    "INT8": lean(8),
+    "solved": lean(2, boundaries="clipped_normal", without=("sided_codes",)),
     **{f"without {idea}": lean(2, without=(idea,)) for idea in IDEAS},
     "projected copies": lean(2, projection_ratio=2, without=COPYING),
 }
@@ -217,8 +217,8 @@ def packed(rows, width, bits):
 
 
 def codes_of(rows, width, bits):
-    """Codes and the two ends of each block of 8 rows; side means up to two bits."""
-    means = allocated_bytes(2 * 4 * width) if bits < 4 else 0
+    """Codes and the two ends of each block of 8 rows; with one bit, side means."""
+    means = allocated_bytes(2 * 4 * width) if bits == 1 else 0
     ends = allocated_bytes(4 * rows // 8) if bits > 1 else 0
     return packed(rows, width, bits) + ends + means
 
@@ -267,30 +267,20 @@ def test_books_hold_codes_and_what_ideas_spare(layer, bits, idea):
     assert kept == expected + scalars * allocated_bytes(4)
 
 
-def test_means_of_either_side_leave_padding_out():
-    """123 nodes in runs of 32 rows; five rows of padding repeat the last node."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randn(123, 16, generator=generator)
-    zero, one = torch.zeros(16), torch.ones(16)
-    # The last feature is always active: its other side is empty and has the mean 0.
-    normalization = Normalization(zero, one, one, zero + 0.2)
-    normalization.bias[-1] = 9.0
-    padded = torch.cat([y, y[-1:].expand(5, -1)])
-    runs = lean_module.Runs(123, 16, 8, 32 * 16, False)
-    assert [run.stop - run.start for run in runs] == [32, 32, 32, 32]
-    found = lean_module._side_means(padded, runs, normalization)
-    active = y + normalization.bias > 0
-    sides = (
-        torch.where(side, y, torch.nan).nanmean(dim=0) for side in (~active, active)
-    )
-    expected = torch.stack(list(sides)).nan_to_num(0.0)
-    # Sums of up to 128 values below 4.
-    assert torch.allclose(found, expected, rtol=0, atol=128 * 4 * 2.0**-23)
-
-
 def test_without_must_name_ideas():
     with pytest.raises(ValueError, match=r"ideas of .* got \['magic'\]"):
         LeanRecipe((), 8, without=frozenset({"magic"}))
+
+
+def test_one_bit_warns_of_its_bias_once():
+    lean_module._warn_of_bias.cache_clear()
+    with pytest.warns(UserWarning, match="1 bit has biased gradients.* Take 2 bits"):
+        network("sage", lean(layer_bits=(2, 1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network("sage", lean(1))
+        lean_module._warn_of_bias.cache_clear()
+        network("sage", lean(2))
 
 
 def test_schema_names_the_same_ideas():
@@ -304,7 +294,9 @@ def test_the_gradient_that_comes_in_is_left_alone():
     graph = synthetic_graph(num_nodes=128, num_edges=900, num_features=20)
     torch.manual_seed(0)
     recipe = network("sage", num_layers=2).lean
-    model = GraphNetwork("sage", 20, 16, 16, 2, 0.0, False, lean=recipe).train()
+    model = GraphNetwork(
+        NetworkShape("sage", 20, 16, 16, 2, 0.0, False), recipe
+    ).train()
     logits = model(graph.features, model.aggregation(graph.adjacency), seeds_of(model))
     incoming = torch.randn_like(logits)
     before = incoming.clone()

@@ -8,6 +8,7 @@ import torch
 from torch_geometric.nn import GCNConv, SAGEConv
 
 from pipeline_src.gnn.models import GraphNetwork
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import Adjacency, adjacency_from_edges
 from pipeline_src.quant.compressor import Compressor
@@ -29,7 +30,7 @@ def keep_in(bits, ratio=1, block_size=None):
 
 def network(layer, keep=None, num_layers=3, dropout=0.5, batch_norm=True, seed=0):
     torch.manual_seed(seed)
-    return GraphNetwork(
+    shape = NetworkShape(
         layer,
         GRAPH.num_features,
         16,
@@ -37,9 +38,8 @@ def network(layer, keep=None, num_layers=3, dropout=0.5, batch_norm=True, seed=0
         num_layers,
         dropout,
         batch_norm,
-        keep,
-        "false",
     )
+    return GraphNetwork(shape, keep, "false")
 
 
 def gradients(model, seeds=None, dropout_seed=7, x=GRAPH.features):
@@ -305,7 +305,7 @@ def test_seeds_decide_the_gradient_and_nothing_else():
 )
 def test_unknown_networks_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        GraphNetwork(*arguments)
+        NetworkShape(*arguments)
 
 
 def test_missing_seeds_are_refused():

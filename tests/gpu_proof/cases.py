@@ -19,16 +19,21 @@ from pipeline_src.quant.blockwise import (
     compress_blocks,
     decompress_blocks,
 )
-from pipeline_src.quant.feature_store import FeatureStore, PackedRows
+from pipeline_src.quant.feature_store import (
+    FeatureStore,
+    PackedRows,
+    RowPacking,
+    pack_rows,
+)
+from pipeline_src.quant.projection import projection
 from pipeline_src.quant.rectified import (
-    LEVELS,
     RECTIFIED_BITS,
     Normalization,
     RectifiedCoder,
     RectifiedCodes,
     RectifiedSetting,
-    active_sums,
     encode,
+    side_means,
 )
 from pipeline_src.quant.row_codes import count_words
 from pipeline_src.quant.row_codes import encode as encode_rows
@@ -39,7 +44,6 @@ Size = tuple[int, ...]
 NODES = 169_343  # of ogbn-arxiv
 EDGES = 2_315_598  # of it, both directions
 ROWS_PER_BLOCK = 8
-GROUPS = 8
 EVEN_BLOCK, UNEVEN_BLOCK = 64, 63  # 63 values fill no whole words below 8 bits
 CODE_BITS = (1, 2, 4, 8, 16)
 
@@ -134,47 +138,43 @@ def _normalization(width: int, device: str) -> Normalization:
     return Normalization(mean, torch.rand(width, device=device) + 0.5, weight, bias)
 
 
-def _setting(bits: int, is_uneven: bool, width: int, device: str) -> RectifiedSetting:
+def _setting(bits: int, width: int, device: str) -> RectifiedSetting:
     coder = RectifiedCoder(bits, ROWS_PER_BLOCK)
-    if is_uneven:  # set past the check, which would read values that are not there
-        edges = uneven(LEVELS[bits][1], device)
-        object.__setattr__(coder, "boundaries", edges)
     means = torch.randn(2, width, device=device) if coder.needs_means else None
     return RectifiedSetting(coder, _normalization(width, device), 0.5, means, True)
 
 
-def _kept(size: Size, setting: RectifiedSetting, device: str) -> tuple[Tensor, Tensor]:
+def _kept(size: Size, setting: RectifiedSetting, device: str) -> RectifiedCodes:
     """Codes and ends of blocks."""
     (rows, width), bits = size, setting.coder.bits
     blocks = rows // ROWS_PER_BLOCK
-    ends = torch.rand(blocks, 2, device=device) + 1.0
-    ends[:, 0] *= -1.0
-    ends = ends[:, : setting.coder.num_ends].contiguous().to(torch.bfloat16)
-    return _bytes((blocks, ROWS_PER_BLOCK * bits // 8, width), device), ends
+    packed = _bytes((blocks, ROWS_PER_BLOCK * bits // 8, width), device)
+    ends = None
+    if setting.coder.keeps_ends:
+        ends = torch.rand(blocks, 2, device=device) + 1.0
+        ends[:, 0] *= -1.0
+        ends = ends.to(torch.bfloat16).view(torch.int32).view(-1)
+    return RectifiedCodes(packed, ends, _seed(device), setting)
 
 
-def _encode(bits: int, is_uneven: bool) -> Any:
+def _encode(bits: int) -> Any:
     def operate(device: str, size: Size) -> Any:
-        setting = _setting(bits, is_uneven, size[1], device)
-        packed, ends = _kept(size, setting, device)
         y = torch.randn(size, device=device)
-        return encode(y, packed, ends, _seed(device), 0, setting)
+        return encode(y, _seed(device), _setting(bits, size[1], device))
 
     return operate
 
 
-def _reading(bits: int, is_uneven: bool, read: Callable[..., Any]) -> Any:
+def _reading(bits: int, read: Callable[..., Any]) -> Any:
     def operate(device: str, size: Size) -> Any:
-        setting = _setting(bits, is_uneven, size[1], device)
-        packed, ends = _kept(size, setting, device)
-        codes = RectifiedCodes(packed, ends, _seed(device), 0, setting)
+        codes = _kept(size, _setting(bits, size[1], device), device)
         return read(codes, torch.randn(size, device=device))
 
     return operate
 
 
-def _output(codes: RectifiedCodes, _: Tensor) -> Any:
-    return codes.output()
+def _output(codes: RectifiedCodes, gradient: Tensor) -> Any:
+    return codes.output(slice(0, len(gradient)))
 
 
 def _gradient_sums(codes: RectifiedCodes, gradient: Tensor) -> Any:
@@ -182,14 +182,13 @@ def _gradient_sums(codes: RectifiedCodes, gradient: Tensor) -> Any:
 
 
 def _backpropagate(codes: RectifiedCodes, gradient: Tensor) -> None:
-    width = gradient.shape[1]
-    means = (torch.randn(width, device=gradient.device) for _ in range(2))
-    codes.backpropagate(gradient, *means)
+    sums = torch.randn(2, gradient.shape[1], device=gradient.device)
+    codes.backpropagate(gradient, sums, torch.rand((), device=gradient.device))
 
 
 def _active_sums(device: str, size: Size) -> Any:
     y = torch.randn(size, device=device)
-    return active_sums(y, _normalization(size[1], device), GROUPS, True)
+    return side_means(y, size[0], _normalization(size[1], device), True)
 
 
 def _rectified() -> Iterator[Case]:
@@ -199,25 +198,16 @@ def _rectified() -> Iterator[Case]:
         "backpropagate": _backpropagate,
     }
     for bits in RECTIFIED_BITS:
-        for is_uneven in (False, True) if LEVELS[bits][1] > 1 else (False,):
-            title = f"{bits} bits" + (" uneven" if is_uneven else "")
+        kernel = "rectified._encode"
+        yield Case(f"rectify {bits} bits", kernel, _encode(bits), **_ROWS)
+        for name, read in readers.items():
             yield Case(
-                f"rectify {title}",
-                "rectified._encode",
-                _encode(bits, is_uneven),
+                f"{name} {bits} bits",
+                f"rectified._{name}",
+                _reading(bits, read),
                 **_ROWS,
             )
-            for name, read in readers.items():
-                yield Case(
-                    f"{name} {title}",
-                    f"rectified._{name}",
-                    _reading(bits, is_uneven, read),
-                    **_ROWS,
-                    adds=name == "gradient_sums",
-                )
-    yield Case(
-        "active_sums", "rectified._active_sums", _active_sums, **_ROWS, adds=True
-    )
+    yield Case("active_sums", "rectified._active_sums", _active_sums, **_ROWS)
 
 
 # --- masks, rows, segments ------------------------------------------------------------
@@ -246,6 +236,14 @@ def _encode_rows(bits: int, marked: bool) -> Any:
         first, last = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
         inverse = (2**bits - 1) / (last - first)
         return encode_rows(x, first, -inverse if marked else inverse, bits, "true")
+
+    return operate
+
+
+def _pack_rows(bits: int) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        x = torch.randn(size, device=device)
+        return pack_rows(x, bits, RowPacking(compile="true"))
 
     return operate
 
@@ -284,7 +282,7 @@ def _gather(widths: tuple[int, ...]) -> Any:
 def _decode_segments(bits: int) -> Any:
     def operate(device: str, size: Size) -> Any:
         values, heads, segments = size
-        words = _words(heads, values, bits, device)
+        words = _words(heads, values, bits, device).T.contiguous().T
         grid = [torch.rand(segments, heads, device=device) for _ in range(2)]
         packed = PackedSegments(words, *grid, values, bits, "true")
         return packed.decode(torch.randint(0, segments, (values,), device=device))
@@ -314,6 +312,9 @@ def _rows_and_segments() -> Iterator[Case]:
             title = f"encode_rows {bits} bits" + (" marked" if marked else "")
             operate = _encode_rows(bits, marked)
             yield Case(title, "row_codes._encode", operate, **rows)
+    for bits in CODE_BITS:
+        title = f"pack_rows {bits} bits"
+        yield Case(title, "row_codes._pack", _pack_rows(bits), **rows)
     for widths in ((1,), (2,), (4,), (8,), (16,), (2, 4, 8), (4, 32)):
         title = f"gather {'+'.join(map(str, widths))} bits"
         yield Case(title, "feature_store._gather", _gather(widths), **gathered)
@@ -321,11 +322,29 @@ def _rows_and_segments() -> Iterator[Case]:
         title = f"decode_segments {bits} bits"
         operate = _decode_segments(bits)
         yield Case(title, "segment_store._decode", operate, **segments)
+    alike: dict[str, Any] = {
+        "large": (EDGES, 8, 1),
+        "more": ((101, 8, 1), (64, 8, 1)),
+        "odd": ((101, 3, 1),),
+    }
+    for bits in (2, 16):
+        title = f"decode_segments alike {bits} bits"
+        operate = _decode_segments(bits)
+        yield Case(title, "segment_store._decode_alike", operate, **alike)
+
+
+def _project(device: str, size: Size) -> Any:
+    return projection(_seed(device), *size, "true")
+
+
+def _projection() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"large": (256, 32), "more": (), "odd": ((24, 7),)}
+    yield Case("projection", "projection._entries", _project, **sizes)
 
 
 def all_cases() -> dict[str, Case]:
     """By name."""
-    makers = (_blockwise, _rectified, _bitmask, _rows_and_segments)
+    makers = (_blockwise, _rectified, _bitmask, _rows_and_segments, _projection)
     cases = [case for maker in makers for case in maker()]
     named = {case.name: case for case in cases}
     assert len(named) == len(cases), "names of cases repeat"

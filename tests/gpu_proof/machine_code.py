@@ -59,7 +59,9 @@ def _of_nvidia(compiled: Any) -> dict[str, Any]:
         usage = _output(tool, "-res-usage", file.name)
         code = _output(tool, "-sass", file.name)
     used = {key: int(n) for key, n in re.findall(r"\b(REG|LOCAL):(\d+)", usage)}
-    return {**of_sass(code), "registers": used["REG"], "local": used["LOCAL"]}
+    found = of_sass(code)
+    found["unlike_eager"] = unlike_eager(compiled.asm["ptx"])
+    return {**found, "registers": used["REG"], "local": used["LOCAL"]}
 
 
 def _output(*command: Any) -> str:
@@ -84,6 +86,14 @@ def of_sass(code: str) -> dict[str, Any]:
         "loads": dict(accesses["LDG"]),
         "stores": dict(accesses["STG"]),
     }
+
+
+def unlike_eager(code: str) -> int:
+    """Instructions of PTX that round otherwise than PyTorch's operations, one by one.
+
+    Machine code does not tell: an exact division is made of multiply-adds there.
+    """
+    return len(re.findall(r"\b(?:fma\.rn|div\.full|div\.approx|rcp\.approx)\.", code))
 
 
 def _of_amd(code: str) -> dict[str, Any]:

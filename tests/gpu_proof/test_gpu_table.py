@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu_proof import table, versions
-from tests.gpu_proof.machine_code import of_sass
+from tests.gpu_proof.machine_code import of_sass, unlike_eager
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +71,21 @@ def test_instructions_are_counted_by_kind():
         "loads": {"16": 1, "1": 1},
         "stores": {"4": 1},
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("fma.rn.f32 \t%r1, %r2, %r3, %r4;", 1),
+        ("div.full.f32 \t%r1, %r2, %r3;", 1),
+        ("div.full.ftz.f32 \t%r1, %r2, %r3;", 1),
+        ("rcp.approx.ftz.f32 \t%r1, %r2;", 1),
+        ("div.rn.f32 \t%r1, %r2, %r3;", 0),
+        ("mul.f32 \t%r1, %r2, %r3;\n add.f32 \t%r1, %r2, %r3;", 0),
+    ],
+)
+def test_what_rounds_unlike_plain_operations_is_counted(line, count):
+    assert unlike_eager(line) == count
 
 
 @pytest.mark.parametrize("name", versions.PINS)

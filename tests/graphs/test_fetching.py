@@ -136,6 +136,42 @@ def test_fetched_files_are_read(name, kind, server, target, monkeypatch):
     assert read_raw_graph(source.graph, target).num_nodes > 0
 
 
+@pytest.mark.parametrize(
+    "mirror",
+    [
+        *("~/my graphs", "{home}/my graphs/", "my graphs", "./my graphs//"),
+        *("file://{home}/my%20graphs", "FILE://localhost{home}/my graphs"),
+    ],
+)
+def test_a_mirror_may_be_named_in_many_ways(mirror, tmp_path, target, monkeypatch):
+    """A home, an address of this machine, or relative to the working folder."""
+    home = tmp_path
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    monkeypatch.setitem(RAW_SOURCES, "Photo", without_checksums(RAW_SOURCES["Photo"]))
+    MADE_UP["Photo"](home / "my graphs" / "Photo")
+    fetch_graph("Photo", target, mirror.format(home=home))
+    assert files_below(target) == files_below(home / "my graphs" / "Photo")
+
+
+@pytest.mark.parametrize(
+    ("mirror", "got"),
+    [
+        ("ftp://x.org/graphs", r"got 'ftp://x\.org/graphs'"),
+        ("s3://bucket", "got 's3://bucket'"),
+        ("file://server/graphs", "names the machine 'server': write file:///path"),
+        ("http://", "got 'http://' without a host"),
+        ("https:///graphs", "got 'https:///graphs' without a host"),
+        ("~no-such-user/graphs", r"whose home is not known here: write the whole"),
+    ],
+)
+def test_what_no_mirror_can_be_is_refused_with_what_is_allowed(mirror, got, target):
+    message = rf"expected a folder \(.*, file:///path\) or an http\(s\) .*{got}"
+    with pytest.raises(ValueError, match=message):
+        fetch_graph("Photo", target, mirror)
+    assert not target.parent.exists()
+
+
 @pytest.mark.parametrize("name", ["Cora", "PubMed", "Computers"])
 @pytest.mark.parametrize("kind", ["folder", "address"])
 def test_real_files_pass_their_checksums(name, kind, server, target):

@@ -73,6 +73,7 @@ def with_rows(graph: Graph, row_pointer=None, column=None) -> Graph:
 
 SOUND = synthetic_graph(num_nodes=20, num_edges=60)
 POINTER, COLUMN = SOUND.adjacency.row_pointer, SOUND.adjacency.column
+NOBODY = torch.tensor([], dtype=torch.int64)
 LOOP = adjacency_from_edges(np.array([0]), np.array([1]), 20, symmetrize=False)
 
 
@@ -85,6 +86,15 @@ LOOP = adjacency_from_edges(np.array([0]), np.array([1]), 20, symmetrize=False)
         (replace(SOUND, labels=SOUND.labels.int()), "labels: expected torch.int64"),
         (replace(SOUND, num_classes=3), r"labels: expected values in 0 \.\. 2, got"),
         (replace(SOUND, test_index=SOUND.train_index), "each node once"),
+        (replace(SOUND, train_index=NOBODY), "train_index: expected at least one node"),
+        (
+            replace(SOUND, validation_index=NOBODY),
+            "validation_index: expected at least",
+        ),
+        (
+            replace(SOUND, test_index=NOBODY),
+            "test_index: expected at least one node to",
+        ),
         (replace(SOUND, test_index=torch.tensor([20])), "test_index: expected values"),
         (with_rows(SOUND, column=COLUMN.long()), "column: expected a list of int32"),
         (with_rows(SOUND, column=COLUMN + 1), r"column: expected nodes in 0 \.\. 19"),

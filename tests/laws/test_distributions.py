@@ -9,9 +9,9 @@ from made_up_positions import NUM_BINS, RARE, draw, draw_blocks
 
 from pipeline_src.laws import cells
 from pipeline_src.laws.boundary_table import boundary_table
+from pipeline_src.laws.clipped_normal import ClippedNormal, observed_rounding_variance
 from pipeline_src.laws.distributions import VARIABLES, fit_distributions
 from pipeline_src.laws.fits import LAWS
-from pipeline_src.quant.boundaries import ClippedNormal, observed_rounding_variance
 from pipeline_src.records import datasets
 from pipeline_src.training.observations import observe_blocks
 

@@ -11,7 +11,7 @@ from made_up_positions import NUM_BINS, RARE, count, draw, draw_blocks
 
 from pipeline_src.laws import cells, goodness_of_fit
 from pipeline_src.laws import fits as laws
-from pipeline_src.quant.boundaries import ClippedNormal
+from pipeline_src.laws.clipped_normal import ClippedNormal
 
 masses = hnp.arrays(int, 8, elements=st.integers(0, 10**6)).filter(np.any)
 

@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -7,15 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from pipeline_src.quant.blockwise import (
     PACKABLE_BITS,
+    _compress_fused,
     blocks_per_packet,
     check_blocks,
     compress_blocks,
     count_blocks,
     decompress_blocks,
 )
+from pipeline_src.quant.noise import GOLDEN, wrap
 from tests import oracles
 
 SEED = torch.tensor(20231, dtype=torch.int32)
@@ -144,6 +148,21 @@ def test_one_compilation_serves_a_tail_with_padding_and_one_without():
     torch.compiler.reset()
 
 
+def test_no_constant_of_the_compiled_hash_leaves_int32():
+    """Triton refuses one; C++ takes it, so that equal bits would not show it."""
+    torch.compiler.reset()
+    x = torch.zeros(64 * 20)
+    _, (code,) = run_and_get_code(
+        lambda: _compress_fused(
+            x.view(20, 1, 4, 16), torch.zeros(20, dtype=torch.int32), None, 2
+        )
+    )
+    constants = [int(text) for text in re.findall(r"(?<![\w.])-?\d{9,}", code)]
+    assert wrap(2 * GOLDEN) in constants
+    assert all(-(2**31) <= constant < 2**31 for constant in constants)
+    torch.compiler.reset()
+
+
 def test_compiled_equals_plain_where_blocks_share_words():
     x = torch.randn(63 * 4 * 6, generator=torch.Generator().manual_seed(4))
     plain = compress_blocks(x, SEED, 2, 63, None, "false")
@@ -251,23 +270,3 @@ def test_any_nan_pattern_is_seen():
 def test_what_cannot_be_packed_is_refused(bits, block_size, message):
     with pytest.raises(ValueError, match=message):
         check_blocks(bits, block_size)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("bits", "law"), CASES, ids=IDS)
-def test_gpu_and_cpu_differ_in_less_than_1e5_of_the_codes(bits, law):
-    """Only values within an ulp of an edge may differ; metadata may not at all."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU; torch.cuda.is_available() is false")
-    x = torch.randn(4_000_000, generator=torch.Generator().manual_seed(7))
-    cpu = compress_blocks(x, SEED, bits, 1024, law, "false")
-    law = None if law is None else law.cuda()
-    gpu = compress_blocks(x.cuda(), SEED.cuda(), bits, 1024, law, "true")
-    gpu = tuple(part.cpu() for part in gpu)
-    assert torch.equal(cpu[1], gpu[1])
-    assert torch.equal(cpu[2], gpu[2])
-    differing = sum(
-        int((((cpu[0] ^ gpu[0]) >> shift) & (2**bits - 1)).ne(0).sum())
-        for shift in range(0, 8, bits)
-    )
-    assert differing < 1e-5 * x.numel()

@@ -1,10 +1,13 @@
 """Packed rows: an oracle of one value at a time, error bounds, bytes, gathering."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from pipeline_src.quant.feature_store import (
     RANGES,
@@ -360,6 +363,21 @@ def test_one_bit_with_bfloat16_metadata_packs_cora_thirty_times():
 @pytest.mark.parametrize("bits", [*PACKED, (1, 4, 32)], ids=str)
 def test_compiled_equals_plain_to_the_bit(bits):
     check_compiled(bits, "cpu")
+
+
+def test_one_compilation_gathers_from_any_number_of_rows():
+    """Also where numbers of rows are equal; a width of its own takes another."""
+    torch.compiler.reset()
+    before = counters["stats"]["unique_graphs"]
+    for num_rows, num_indices in [(24, 24), (24, 8), (1000, 3), (8, 24)]:
+        for range in ("node", "support"):
+            x = uneven_rows(num_rows, 21)
+            plain = FeatureStore.pack(x, (2,), packing(range))
+            index = torch.arange(num_indices) % num_rows
+            gathered = replace(plain, compile="true").gather(index)
+            assert torch.equal(gathered, plain.gather(index))
+    assert counters["stats"]["unique_graphs"] == before + 1
+    torch.compiler.reset()
 
 
 @pytest.mark.gpu

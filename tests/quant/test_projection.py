@@ -146,3 +146,10 @@ def test_published_widths():
 def test_a_ratio_below_one_is_refused(ratio):
     with pytest.raises(ValueError, match=rf"must be at least 1 .*, got {ratio}"):
         count_projected(100, ratio)
+
+
+def test_compiled_equals_plain_to_the_bit():
+    for num_features, num_projected in [(24, 7), (1, 5)]:
+        compiled = projection(SEED, num_features, num_projected, "true")
+        plain = projection(SEED, num_features, num_projected, "false")
+        assert torch.equal(compiled, plain)

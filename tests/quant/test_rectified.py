@@ -1,4 +1,4 @@
-"""Codes in front of a ReLU: exact masks, unbiased values, nothing crossing zero."""
+"""Codes in front of a ReLU: exact masks, unbiased values and gradients."""
 
 import math
 import statistics
@@ -8,14 +8,15 @@ import torch
 
 from pipeline_src.quant.noise import row_keys, uniform_pair
 from pipeline_src.quant.rectified import (
-    LEVELS,
+    LARGEST_END,
     RECTIFIED_BITS,
     Normalization,
     RectifiedCoder,
     RectifiedSetting,
-    active_sums,
     encode,
+    side_means,
 )
+from pipeline_src.quant.shared_noise import estimate_variance
 
 SEED = torch.tensor(-77, dtype=torch.int32)
 WIDTH = 8
@@ -47,21 +48,32 @@ def rows(num_rows, seed=2):
     return torch.randn(num_rows, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def encoded(y, norm, dropout, bits, seed=SEED, boundaries=None, fused=False):
-    """Codes of rows, as one run in blocks of 8, and h before them."""
+def encoded(y, norm, dropout, bits, seed=SEED, fused=False):
+    """Codes of rows, in blocks of 8, and h before them."""
     h = y.clone()
-    coder = RectifiedCoder(bits, 8, boundaries)
-    means = side_means(y, norm) if coder.needs_means else None
-    setting = RectifiedSetting(coder, norm, dropout, means, fused)
-    return h, encode(h, *buffers(len(y), coder), seed, 0, setting)
+    means = side_means(y, len(y), norm, fused) if bits == 1 else None
+    setting = RectifiedSetting(RectifiedCoder(bits, 8), norm, dropout, means, fused)
+    return h, encode(h, seed, setting)
 
 
-def buffers(num_rows, coder):
-    packed = torch.empty(num_rows // 8, coder.bits, WIDTH, dtype=torch.uint8)
-    return packed, torch.empty(num_rows // 8, coder.num_ends, dtype=torch.bfloat16)
+def moved(codes, gradient, share=0.0):
+    """The gradient of y, with BatchNorm if share is 1 / number of rows."""
+    result = gradient.clone()
+    sums = codes.gradient_sums(gradient)
+    codes.backpropagate(result, sums, torch.tensor(share))
+    return result
 
 
-def side_means(y, norm):
+def estimates_of_n(codes):
+    """What codes stand for, read from BatchNorm's term in the gradient of y."""
+    norm = codes.setting.normalization
+    sums = torch.stack([torch.zeros(WIDTH), -torch.ones(WIDTH)])
+    result = torch.zeros(len(codes.packed) * 8, WIDTH)
+    codes.backpropagate(result, sums, torch.tensor(1.0))
+    return result / (norm.weight * norm.inverse_std)
+
+
+def means_of_sides(y, norm):
     """Per feature, by definition; 0 where a side is empty."""
     n, u, _, _ = reference(y, norm, 0.0)
     of = [torch.where(side, n, torch.nan).nanmean(dim=0) for side in (u <= 0, u > 0)]
@@ -88,184 +100,195 @@ def test_masks_are_exact_for_every_sign_of_weight_and_bias(bits, dropout):
     ones = torch.ones(400, WIDTH)
     of_bias, _ = codes.gradient_sums(ones)
     assert torch.allclose(of_bias, kept.sum(dim=0) / (1 - dropout), rtol=2.0**-20)
-    zero = torch.zeros(WIDTH)
-    codes.backpropagate(ones, zero, zero)
+    found = moved(codes, ones)
     passes = norm.weight * norm.inverse_std / (1 - dropout)
-    assert torch.allclose(ones, kept * passes, rtol=2.0**-20)
-    assert torch.equal(ones == 0, ~kept | (norm.weight == 0))
+    assert torch.allclose(found, kept * passes, rtol=2.0**-20)
+    assert torch.equal(found == 0, ~kept | (norm.weight == 0))
 
 
-@pytest.mark.parametrize("bits", RECTIFIED_BITS)
-def test_rounding_stays_on_its_side_of_the_threshold(bits):
-    y, norm = rows(400), normalization()
-    _, codes = encoded(y, norm, 0.0, bits)
-    estimate = codes.output()
-    _, u, _, kept = reference(y, norm, 0.0)
-    assert torch.all(estimate[~kept] == 0)
-    # What rounding to bfloat16 may move the outermost edges by, and an ulp.
-    assert torch.all(estimate[kept] >= -(2.0**-20) * (1 + u.abs().max()))
+def everywhere():
+    """A normalization whose weights are not 0, so that n can be read back."""
+    drawn = normalization()
+    weight = torch.where(drawn.weight == 0, -0.7, drawn.weight)
+    # Thresholds beyond a block's ends on either side, too: n spans about 3.
+    bias = torch.cat([drawn.bias[:-2], torch.tensor([9.0, -9.0])])
+    return drawn._replace(weight=weight, bias=bias)
 
 
-def edges_of_active(codes, norm):
-    """Edges on the active side of each block and feature, (rows, features, levels)."""
-    coder = codes.setting.coder
-    low, high = (end.repeat_interleave(8)[:, None] for end in codes.ends.double().T)
-    threshold = torch.minimum(torch.maximum(norm.threshold.double(), low), high)
-    end = torch.where(norm.weight >= 0, high, low)
-    steps = LEVELS[coder.bits][1] - 1
-    positions = torch.arange(steps + 1.0)
-    if coder.boundaries is not None:
-        positions = coder.boundaries
-    return threshold[..., None] + (end - threshold)[..., None] * positions / steps
+def variances(codes, y):
+    """Of the estimate of each n, (rows, WIDTH): the mean of its estimate over noise."""
+    norm, steps = codes.setting.normalization, 2 ** (codes.setting.coder.bits - 1) - 1
+    n, u, _, _ = reference(y, norm, 0.0)
+    low, high = codes.ends.view(torch.bfloat16).double().view(-1, 2).T
+    low, high = (end.repeat_interleave(8)[:, None] for end in (low, high))
+    middle = norm.threshold.double().clamp(low, high)
+    reach = torch.where((u > 0) == (norm.weight >= 0), high, low) - middle
+    share = ((n.double() - middle) / reach).nan_to_num(0.0).abs()
+    if steps > 1:
+        return reach**2 * (0.5 + 2.0 * share) / (12 * steps**2)
+    noise = (torch.arange(2**10, dtype=torch.float64) + 0.5) * 2.0**-10
+    threshold = 0.6 * noise + 0.4 * noise**9
+    level = (share[..., None] > threshold).to(torch.int32)
+    return reach**2 * estimate_variance(level, noise, 1).mean(dim=-1).clamp(min=0)
 
 
-def rounding_variance(n, codes, norm):
-    """|n - a| |b - n| between the neighbouring edges a and b of each active value."""
-    edges = edges_of_active(codes, norm)
-    if (norm.weight < 0).any():
-        edges = torch.where(norm.weight[:, None] < 0, edges.flip(-1), edges)
-    n = n.double()[..., None]
-    index = (n >= edges).sum(dim=-1, keepdim=True).clamp(1, edges.shape[-1] - 1)
-    left, right = edges.gather(-1, index - 1), edges.gather(-1, index)
-    return ((n - left) * (right - n)).clamp(min=0)[..., 0]
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_estimates_are_unbiased(bits):
+    """Of every n, on either side, within the standard error over seeds.
 
-
-SOLVED = [None, torch.tensor([0.0, 0.75, 2.0])]
-
-
-@pytest.mark.parametrize(
-    ("bits", "boundaries"), [(2, SOLVED[0]), (2, SOLVED[1]), (4, None), (8, None)]
-)
-def test_estimates_are_unbiased(bits, boundaries):
-    """Means over seeds lie within their standard error, for all values at once.
-
-    The error is that of the two-point law of each value, not of the sample, which
-    misses edges that are rarely taken. Rounding to 16 bits of noise moves a mean by
-    2**-17 of a bin; bins span at most 8 and weights are below 3.
+    The mean over all noise is met within 2**-14.9 of a reach (tests/test_shared_noise),
+    and reaches are below 8.
     """
-    repeats, y, norm = 600, rows(16), normalization()
-    gradient = rows(16, seed=5)
-    n, _, expected_h, kept = reference(y, norm, 0.0)
-    total = torch.zeros(16, WIDTH, dtype=torch.float64)
-    total_product = torch.zeros(WIDTH, dtype=torch.float64)
-    for seed in range(repeats):
-        seed = torch.tensor(seed, dtype=torch.int32)
-        _, codes = encoded(y, norm, 0.0, bits, seed=seed, boundaries=boundaries)
-        total += codes.output()
-        total_product += codes.gradient_sums(gradient)[1]
-    variance = rounding_variance(n, codes, norm) / repeats
-    bound = -statistics.NormalDist().inv_cdf(1e-6 / (17 * WIDTH) / 2)
-    resolution = 3 * 8 * 2.0**-17
-
-    error = (total / repeats - expected_h).abs()
-    of_h = variance * norm.weight**2 * kept
-    assert torch.all(error <= bound * of_h.sqrt() + resolution)
-
-    passed = torch.where(kept, gradient, 0.0).double()
-    error = (total_product / repeats - (passed * n).sum(dim=0)).abs()
-    of_product = (passed**2 * variance).sum(dim=0)
-    allowed = bound * of_product.sqrt() + resolution * passed.abs().sum(dim=0)
-    assert torch.all(error <= allowed)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_the_inactive_side_is_unbiased_from_four_bits(bits):
-    """BatchNorm's term is linear in n: its mean over seeds is that of the exact n."""
-    repeats, y, norm = 600, rows(16), normalization()
+    repeats, y, norm = 600, rows(16), everywhere()
     n = reference(y, norm, 0.0)[0]
-    zero, one = torch.zeros(WIDTH), torch.ones(WIDTH)
     total = torch.zeros(16, WIDTH, dtype=torch.float64)
+    total_h = torch.zeros(16, WIDTH, dtype=torch.float64)
     for seed in range(repeats):
         seed = torch.tensor(seed, dtype=torch.int32)
         _, codes = encoded(y, norm, 0.0, bits, seed=seed)
-        moved = torch.zeros(16, WIDTH)
-        codes.backpropagate(moved, zero, one)
-        total -= moved
-    factor = norm.weight * norm.inverse_std
-    # A value's variance is at most a quarter of its bin squared, and bins at most 8.
-    width = 8 / (LEVELS[bits][0] - 1)
+        total += estimates_of_n(codes)
+        total_h += codes.output(slice(0, 16))
     bound = -statistics.NormalDist().inv_cdf(1e-6 / (16 * WIDTH) / 2)
-    allowed = (bound / 2 / repeats**0.5 + 2.0**-17) * width * factor.abs()
-    assert torch.all(((total / repeats) - n * factor).abs() <= allowed + 2.0**-18)
+    allowed = bound * (variances(codes, y) / repeats).sqrt() + 8 * 2.0**-14
+    assert torch.all((total / repeats - n).abs() <= allowed)
+    _, _, expected_h, _ = reference(y, norm, 0.0)
+    error = (total_h / repeats - expected_h).abs()
+    assert torch.all(error <= allowed * norm.weight.abs() + 2.0**-18)
+    assert torch.all(total_h[expected_h == 0] == 0)
 
 
-@pytest.mark.parametrize("bits", [1, 2])
-def test_a_side_of_one_level_is_given_by_its_mean(bits):
-    """Its sum over nodes is exact, feature by feature."""
-    y, norm = rows(64), normalization()
-    kept = reference(y, norm, 0.0)[3]
-    _, codes = encoded(y, norm, 0.0, bits)
-    moved = torch.zeros(64, WIDTH)
-    codes.backpropagate(moved, torch.zeros(WIDTH), torch.ones(WIDTH))
-    factor = norm.weight * norm.inverse_std
-    expected = torch.where(kept, 0.0, side_means(y, norm)[0])
-    inactive = torch.where(kept, 0.0, -moved)
-    assert torch.allclose(inactive, expected * factor, rtol=0, atol=2.0**-20)
-    if bits == 1:
-        affine = side_means(y, norm)[1] * norm.weight + norm.bias
-        estimate = codes.output()
-        assert torch.allclose(estimate, torch.where(kept, affine, 0.0), atol=2.0**-20)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("copies", [1, 500])
+def test_batch_norms_gradient_is_right_for_four_nodes(bits, copies):
+    """The smallest case of a code that stands for a mean: -0.0447 was -0.0671.
+
+    A node's own estimate is in the mean over nodes as well, which with four nodes
+    would add 0.04 to the third.
+    """
+    y = torch.tensor([-3.0, -1.0, 1.0, 3.0]).repeat(2 * copies)[:, None]
+    # Four nodes are four rows of a block; two blocks at once are two cases of four.
+    gradient = torch.tensor([0.0, 0.0, 1.0, 0.0]).repeat(2 * copies)[:, None]
+    one, num_nodes = torch.ones(1), 4.0 * copies * 2
+    norm = Normalization(0 * one, one / 5**0.5, one, 0 * one)
+    setting = RectifiedSetting(RectifiedCoder(bits, 8), norm, 0.0, None, False)
+    repeats = 4000 if copies == 1 else 40
+    draws = []
+    for seed in range(repeats):
+        codes = encode(y.clone(), torch.tensor(seed, dtype=torch.int32), setting)
+        found = moved(codes, gradient, 1 / num_nodes)
+        draws.append(found.view(-1, 4).mean(dim=0).double())
+    sample = torch.stack(draws)
+    n = torch.tensor([-3.0, -1.0, 1.0, 3.0]) / 5**0.5
+    passed = torch.tensor([0.0, 0.0, 1.0, 0.0])
+    expected = (passed - 0.25 - n * (passed * n).mean()) / 5**0.5
+    rounded = torch.tensor([-0.0447, -0.0894, 0.3130, -0.1789])
+    assert torch.allclose(expected, rounded, rtol=0, atol=6e-5)
+    bound = -statistics.NormalDist().inv_cdf(1e-6 / 4 / 2)
+    allowed = bound * sample.std(dim=0) / repeats**0.5 + 2.0**-14
+    assert torch.all((sample.mean(dim=0) - expected).abs() <= allowed)
+    assert torch.all(allowed < 0.01)  # less than half of what was wrong
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_active_sums(fused):
-    """Count and sum of active n, sum of all n, as sums of float32 terms below 8."""
+def test_with_one_bit_a_side_is_given_by_its_mean():
+    """Its sum over nodes is exact, feature by feature; its gradient is not."""
+    y, norm = rows(64), everywhere()
+    active = reference(y, norm, 0.0)[1] > 0
+    _, codes = encoded(y, norm, 0.0, 1)
+    means = means_of_sides(y, norm)
+    expected = torch.where(active, means[1], means[0])
+    assert torch.allclose(estimates_of_n(codes), expected, rtol=0, atol=2.0**-20)
+    affine = means[1] * norm.weight + norm.bias
+    estimate = codes.output(slice(0, 64))
+    assert torch.allclose(estimate, torch.where(active, affine, 0.0), atol=2.0**-20)
+
+
+@pytest.mark.parametrize("num_nodes", [96, 91, 7])
+def test_means_of_sides_leave_padding_out(num_nodes):
+    """Sums of float32 terms below 8."""
     y, norm = rows(96), normalization()
-    n, u, _, _ = reference(y, norm, 0.0)
-    active = (u > 0).float()
-    expected = torch.stack([term.sum(dim=0) for term in (active, active * n, n)])
-    found = active_sums(y, norm, 8, fused)
+    found = side_means(y, num_nodes, norm, False)
+    expected = means_of_sides(y[:num_nodes], norm)
     assert torch.allclose(found, expected, rtol=0, atol=96 * 8 * 2.0**-23)
+
+
+@pytest.mark.parametrize("bits", RECTIFIED_BITS)
+def test_a_block_of_equal_values_is_exact_but_for_its_ends(bits):
+    """Rounded outwards to bfloat16, ends are within 2**-7 of the value."""
+    y, zero = torch.full((16, WIDTH), 0.3), torch.zeros(WIDTH)
+    norm = everywhere()._replace(mean=zero, inverse_std=zero + 1)
+    _, codes = encoded(y, norm, 0.0, bits)
+    # Estimates reach 5 reaches from the middle.
+    assert torch.all((estimates_of_n(codes) - 0.3).abs() <= 6 * 2.0**-7 * 0.3)
 
 
 @pytest.mark.parametrize("bits", RECTIFIED_BITS)
 def test_bytes_kept(bits):
     _, codes = encoded(rows(640), normalization(), 0.5, bits)
     assert codes.packed.nbytes == 640 * WIDTH * bits // 8
-    assert codes.ends.nbytes == (0 if bits == 1 else 2 * 2 * 640 // 8)
+    if bits == 1:
+        assert codes.ends is None
+    else:
+        assert codes.ends.nbytes == 2 * 2 * 640 // 8
 
 
 @pytest.mark.parametrize("bits", RECTIFIED_BITS)
-def test_runs_of_rows_give_the_codes_of_all_rows(bits):
-    """Noise belongs to a row, whichever run it is coded in."""
-    y, norm = rows(96), normalization()
-    h, whole = encoded(y, norm, 0.3, bits)
-    parts, codes = y.clone(), []
-    for run in (slice(0, 40), slice(40, 96)):
-        kept = buffers(run.stop - run.start, whole.setting.coder)
-        codes.append(encode(parts[run], *kept, SEED, run.start, whole.setting))
-    assert torch.equal(parts, h)
-    assert torch.equal(torch.cat([one.packed for one in codes]), whole.packed)
-    outputs = torch.cat([one.output() for one in codes])
-    assert torch.equal(outputs, whole.output())
+def test_parts_of_a_layer_give_the_bits_of_the_whole(bits, monkeypatch):
+    """A plain kernel takes 2 blocks at a time, then all at once."""
+    y, norm, gradient = rows(96), normalization(), rows(96, seed=3)
+    results = []
+    for values in (2 * 8 * WIDTH, 96 * WIDTH):
+        monkeypatch.setattr("pipeline_src.quant.rectified.PLAIN_VALUES", values)
+        h, codes = encoded(y, norm, 0.3, bits)
+        outputs = [codes.output(rows) for rows in (slice(0, 40), slice(40, 96))]
+        sums = codes.gradient_sums(gradient)
+        back = moved(codes, gradient, 1 / 96)
+        results.append((h, codes.packed, torch.cat(outputs), sums, back))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("bits", "boundaries"), [(1, None), (2, SOLVED[1]), (4, None)])
-def test_compiled_equals_plain_to_the_bit(bits, boundaries):
-    """But for sums over rows, whose order is the compiler's: 96 terms below 20."""
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_compiled_equals_plain_to_the_bit(bits):
+    """Sums over rows, too: their order is fixed."""
     y, norm = rows(96), normalization()
-    gradient, sums = rows(96, seed=3), rows(2, seed=4)
-    results, totals = [], []
+    gradient = rows(96, seed=3)
+    results = []
     for fused in (False, True):
-        h, codes = encoded(y, norm, 0.3, bits, boundaries=boundaries, fused=fused)
-        totals.append(codes.gradient_sums(gradient))
-        moved = gradient.clone()
-        codes.backpropagate(moved, *sums)
-        results.append((h, codes.packed, codes.ends, moved, codes.output()))
+        h, codes = encoded(y, norm, 0.3, bits, fused=fused)
+        kept = codes.setting.side_means if bits == 1 else codes.ends
+        sums, back = codes.gradient_sums(gradient), moved(codes, gradient, 1 / 96)
+        output = codes.output(slice(16, 96))
+        results.append((h, codes.packed, kept, sums, back, output))
     for plain, fused in zip(*results, strict=True):
         assert torch.equal(plain, fused)
-    assert torch.allclose(*totals, rtol=0, atol=96 * 2.0**-24 * 96 * 20)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_marks_its_block(bad):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_noticed(bad):
     y = rows(24)
     y[9, 3] = bad
     _, codes = encoded(y, normalization(), 0.0, 2)
     assert not codes.is_finite
-    assert torch.isfinite(codes.ends).all(dim=1).tolist() == [True, False, True]
+    ends = codes.ends.view(torch.bfloat16).view(-1, 2)
+    assert torch.isfinite(ends).all(dim=1).tolist() == [True, False, True]
     _, codes = encoded(rows(24), normalization(), 0.0, 2)
     assert codes.is_finite
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_values_are_finite_or_noticed(bits):
+    """Without BatchNorm, up to the largest float32; 5 reaches from the middle."""
+    zero, one = torch.zeros(WIDTH), torch.ones(WIDTH)
+    norm = Normalization(zero, one, one, zero)
+    for largest in (0.99 * LARGEST_END, LARGEST_END, 3.4e38):
+        y = rows(16).clamp(-1, 1) * largest
+        y[0], y[1] = -largest, largest
+        for seed in range(20):
+            seed = torch.tensor(seed, dtype=torch.int32)
+            _, codes = encoded(y, norm, 0.0, bits, seed=seed)
+            assert codes.is_finite == (largest < LARGEST_END)
+            if codes.is_finite:
+                assert torch.isfinite(codes.output(slice(0, 16))).all()
 
 
 @pytest.mark.parametrize(
@@ -274,8 +297,6 @@ def test_a_value_that_is_not_finite_marks_its_block(bad):
         ((3, 8), r"bits must be one of \(1, 2, 4, 8\), got 3"),
         ((2, 6), "rows_per_block must be a multiple of 4 at 2 bits.* got 6"),
         ((4, 0), "rows_per_block must be a multiple of 2 at 4 bits.* got 0"),
-        ((2, 8, torch.tensor([0.0, 1.0, 2.0, 3.0])), "2 bins must be 3 values, got 4"),
-        ((2, 8, torch.tensor([0.0, 2.0, 2.0])), "increase strictly from 0 to 2, got"),
     ],
 )
 def test_what_cannot_be_packed_is_refused(arguments, message):

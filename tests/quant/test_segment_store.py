@@ -1,7 +1,10 @@
 """Attention values in segments: an oracle per segment, bytes, plain and compiled."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from pipeline_src.quant.feature_store import METADATA_TYPES, FeatureStore, RowPacking
 from pipeline_src.quant.segment_store import pack_segments
@@ -71,3 +74,20 @@ def test_compiled_equals_plain_to_the_bit(bits, metadata):
     )
     assert torch.equal(plain.words, compiled.words)
     assert torch.equal(plain.decode(OWNER), compiled.decode(OWNER))
+
+
+def test_one_compilation_decodes_any_number_of_values_and_segments():
+    """With padding and without, and where both numbers are equal."""
+    torch.compiler.reset()
+    before = counters["stats"]["unique_graphs"]
+    for lengths in ([3] * 8, [1] * 24, [5, 2, 4], [2] * 500):
+        lengths = torch.tensor(lengths)
+        pointer = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        x = torch.rand(len(owner), HEADS, generator=torch.Generator().manual_seed(1))
+        packed = pack_segments(x, pointer, owner, 2, compile="false")
+        compiled = replace(packed, compile="true").decode(owner)
+        assert torch.equal(compiled, packed.decode(owner))
+        assert compiled.shape == x.shape
+    assert counters["stats"]["unique_graphs"] == before + 1
+    torch.compiler.reset()

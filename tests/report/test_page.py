@@ -1,9 +1,11 @@
 """The report: one page, everything inside it, nothing outside."""
 
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from made_up_records import (
     made_up_boundaries,
@@ -15,12 +17,14 @@ from pipeline_src.collecting.checks import describe_checks
 from pipeline_src.report.drawing.rendering import render
 from pipeline_src.report.figures.boundaries import plot_boundaries
 from pipeline_src.report.figures.gallery import FIGURES
-from pipeline_src.report.page import read_figures, read_markdown, write_report
+from pipeline_src.report.markdown import as_shown, row
+from pipeline_src.report.page import read_figures, write_report
+from pipeline_src.report.sections import read_markdown
 from pipeline_src.report.tables.accuracy import accuracy_table
 from pipeline_src.report.tables.boundaries import boundaries_table
 from pipeline_src.report.tables.distributions import distribution_table
 from pipeline_src.report.tables.memory import memory_table
-from pipeline_src.report.tables.table import to_markdown
+from pipeline_src.report.tables.table import Table, to_markdown
 
 CAPTIONS = Path(__file__).resolve().parents[2] / "workflow" / "report" / "figure.rst"
 
@@ -47,7 +51,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
+        if self.open and self.open[-1] in ("td", "button"):
             self.cells.append(data)
         if self.open and self.open[-1] == "figcaption":
             self.captions.append(data.strip())
@@ -110,6 +114,34 @@ def test_provenance_and_checks_are_on_the_page(page, collected):
         assert line in page
 
 
+# Signs of Markdown, of GitHub's mathematics, of HTML, alone and beside each other.
+SIGNS = [
+    *("$5 to $6", "a|b", "\\", "\\|", "a\\", "*b* **c** ~~d~~ `e`", "_f_ g_h"),
+    *("<b>i</b>", "&amp; & &#36;", "[j](k) [l] ![m](n)", "{x} % %s ^2", "<!-- o -->"),
+]
+
+
+@pytest.mark.parametrize("text", SIGNS)
+def test_text_is_shown_as_it_stands(collected, text):
+    """In Markdown after backslashes, on the page and in a terminal bare."""
+    shown = pd.DataFrame({"method": [text], "n": ["1"]})
+    markdown = to_markdown(Table("Title", "Note", shown, shown))
+    assert read_markdown(markdown).rows == [[text, "1"]]
+    assert f"| {text} | 1 |" in as_shown(markdown)
+    page = write_report(collected, [markdown], {}, "", "")
+    assert text in Page(page).cells
+    assert "<b>i" not in page
+
+
+def test_markdown_reads_the_signs_of_a_label_as_text():
+    """By a reader of Markdown: no tag, no emphasis, no link, nothing lost."""
+    render = pytest.importorskip("markdown_it").MarkdownIt().enable("table").render
+    for text in SIGNS:
+        (cell,) = re.findall("<td>(.*)</td>", render(f"| a |\n|---|\n{row([text])}"))
+        assert html.unescape(cell) == text
+        assert "<" not in cell
+
+
 def test_names_are_escaped(collected):
     """A label with angle brackets is text, not a tag."""
     table = "# Title\n\nNote\n\n| method |\n| --- |\n| <b>a \\| b</b> |\n"
@@ -120,7 +152,7 @@ def test_names_are_escaped(collected):
 def test_a_table_without_rows_is_left_out(collected):
     tables = [f"# {name}\n\n| a |\n|---|\n{rows}" for name, rows in PAIR]
     page = write_report(collected, tables, {}, "", "")
-    assert ">Full</a>" in page
+    assert "<summary>Full</summary>" in page
     assert "Empty" not in page
 
 

@@ -60,6 +60,10 @@ def test_a_method_keeps_what_its_setting_says():
     assert method.needs_boundaries
     assert method.label == "exact, 2 and 8 bits, D/R 4, 64 rows, VM"
     assert method_of(SEARCH, setting | {"bits of layer 2": 2}).bits == 2
+    lean = method_of(
+        replace(SEARCH, boundaries="clipped_normal"), setting | {"layout": "lean"}
+    )
+    assert lean.boundaries == "even"
 
 
 def test_fewer_bits_never_take_more_memory(memory):

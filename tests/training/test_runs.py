@@ -10,12 +10,13 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.records.datasets import RUN_CURVES, RUN_SCALARS
 from pipeline_src.records.devices import resolve_device
 from pipeline_src.training import runs
 from pipeline_src.training.meters import allocated_bytes
-from pipeline_src.training.networks import block_size, keep_of
+from pipeline_src.training.networks import keeper_of
 from pipeline_src.training.runs import train_run
 from pipeline_src.training.spec import (
     MethodSpec,
@@ -31,6 +32,7 @@ FULL = MethodSpec("fp32", "FP32", "full")
 BLOCK8 = MethodSpec("block8", "G/R = 8", "exact", 2, 4, 8)
 SOLVED = dataclasses.replace(BLOCK8, name="block8-vm", boundaries="clipped_normal")
 CPU = torch.device("cpu")
+SHAPE = NetworkShape("sage", 18, 18, 4, 3, 0.5, True)
 
 
 @pytest.fixture(autouse=True)
@@ -353,14 +355,14 @@ PUBLISHED_BLOCKS = {  # width after projection: values per block at G/R = 2, 4, 
 @pytest.mark.parametrize("width", PUBLISHED_BLOCKS)
 def test_block_sizes_are_those_of_the_published_table(width):
     methods = [dataclasses.replace(BLOCK8, rows_per_block=2**k) for k in range(1, 7)]
-    sizes = tuple(block_size(width, method) for method in methods)
+    sizes = tuple(method.block_size(width) for method in methods)
     assert sizes == PUBLISHED_BLOCKS[width]
 
 
 @given(width=st.integers(1, 3000), rows=st.integers(1, 100), most=st.integers(1, 4096))
 def test_a_block_is_whole_rows_at_least_one_and_no_more_than_asked(width, rows, most):
     method = dataclasses.replace(BLOCK8, rows_per_block=rows, max_block_size=most)
-    in_block, rest = divmod(block_size(width, method), width)
+    in_block, rest = divmod(method.block_size(width), width)
     assert rest == 0
     assert 1 <= in_block <= rows
     assert in_block == 1 or in_block * width <= most
@@ -376,7 +378,7 @@ def test_a_method_names_the_recipe_of_each_activation():
         asked.append((bits, size))
         return solved(bits, size, sided)
 
-    keep = keep_of(SOLVED, boundaries_of, "false", CPU)
+    keep = keeper_of(SOLVED, SHAPE, boundaries_of, "false", CPU)
     projected, whole = keep("input", 18, True), keep("batch_norm", 18, False)
     recipes = [(r.bits, r.projection_ratio, r.block_size) for r in (projected, whole)]
     assert recipes == [(2, 4, 8 * 5), (2, 1, 8 * 18)]
@@ -385,14 +387,15 @@ def test_a_method_names_the_recipe_of_each_activation():
         expected = torch.tensor(solved(2, recipe.block_size, False))
         assert torch.equal(recipe.boundaries, expected)
         assert recipe.compile == "false"
-    assert keep_of(FULL, None, "false", CPU) is None
-    assert keep_of(BLOCK8, solved, "false", CPU)("input", 18, True).boundaries is None
+    assert keeper_of(FULL, SHAPE, None, "false", CPU) is None
+    even = keeper_of(BLOCK8, SHAPE, solved, "false", CPU)
+    assert even("input", 18, True).boundaries is None
 
 
 def test_an_activation_has_the_bits_of_its_hidden_layer():
     """Inputs those of the layer they lie behind, the network's input of the first."""
     method = dataclasses.replace(BLOCK8, bits=32, layer_bits=(4, 1))
-    keep = keep_of(method, None, "false", CPU)
+    keep = keeper_of(method, SHAPE, None, "false", CPU)
     found = {
         name: keep(name, 18, True).bits
         for number in (1, 2, 3)
@@ -542,3 +545,44 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
         resolve_device("cuda")
     with pytest.raises(ValueError, match=r"must be auto, cpu or cuda, got 'tpu'"):
         resolve_device("tpu")
+
+
+NOBODY = torch.tensor([], dtype=torch.int64)
+
+
+@pytest.mark.parametrize("split", ["train_index", "validation_index", "test_index"])
+def test_a_split_without_nodes_is_refused_before_the_first_epoch(split, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("an epoch began"))
+    graph = dataclasses.replace(GRAPH, **{split: NOBODY})
+    with pytest.raises(ValueError, match=f"^{split}: expected at least one node to"):
+        train_run(run_spec(FULL), graph)
+    if split == "train_index":  # all that a measurement needs
+        with pytest.raises(ValueError, match=r"^train_index: expected at least one"):
+            Trainer(run_spec(FULL), graph, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        (
+            {"test_index": torch.cat([GRAPH.validation_index[:3], GRAPH.test_index])},
+            "synthetic: validation_index and test_index share 3 nodes",
+        ),
+        (
+            {"validation_index": GRAPH.train_index},
+            f"train_index and validation_index share {len(GRAPH.train_index)} nodes",
+        ),
+        (
+            {"test_index": (GRAPH.labels == 1).nonzero()[:7].flatten()},
+            "all 7 nodes of test_index are of one class",
+        ),
+    ],
+    ids=["overlap", "same", "class"],
+)
+def test_a_doubtful_split_is_logged_and_recorded(changes, doubt, caplog):
+    graph = dataclasses.replace(GRAPH, **changes)
+    with caplog.at_level(logging.WARNING):
+        record = train_run(run_spec(FULL), graph)
+    assert doubt in caplog.text
+    assert doubt in record.attrs["provenance"]
+    assert "doubts" not in train_run(run_spec(FULL), GRAPH).attrs["provenance"]

@@ -8,8 +8,15 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipeline_src.quant.compilers import plain_kernels_warning
-from pipeline_src.records.claims import UNKNOWN, ClaimedError, claim, holder_of
+from pipeline_src.records.claims import (
+    UNKNOWN,
+    ClaimedError,
+    claim,
+    holder_of,
+    withdraw,
+)
 from pipeline_src.records.whole_files import write_whole
+from pipeline_src.report.markdown import as_shown
 
 # Held by the workflow at work on these results; Snakemake's own locks outlive a kill.
 CLAIM = Path(".snakemake") / "claims" / CONFIG["run"]
@@ -81,7 +88,7 @@ def print_summary():
     for table in ["accuracy", "memory"] if CELLS else untrained:
         path = results / "tables" / f"{table}.md"
         if path.exists():
-            print(path.read_text(encoding="utf-8"))
+            print(as_shown(path.read_text(encoding="utf-8")))
     print(f"Everything is below {results}; start with {results / 'report.html'}.")
 
 
@@ -95,3 +102,8 @@ onstart:
 
 onsuccess:
     print_summary()
+    withdraw()
+
+
+onerror:
+    withdraw()

@@ -19,7 +19,8 @@ def render(plot: ggplot, file_format: str) -> bytes:
     # Without a date and with a fixed salt for its identifiers, an SVG is reproducible.
     metadata = {"Date": None} if file_format == "svg" else {"Software": None}
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "figures"}):
+    # Labels come from a configuration: a dollar sign in them is no mathematics.
+    with mpl.rc_context({"svg.hashsalt": "figures", "text.parse_math": False}):
         plot.save(
             buffer,
             format=file_format,

@@ -5,12 +5,12 @@ configuration names them. *Not measured* is NaN in the numbers and said in words
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from pipeline_src.report.markdown import row
 
 NOT_MEASURED = "not measured"
 NUMBER_MISSING = "NaN"  # the same in a CSV that programs read without being told
@@ -50,10 +50,10 @@ def to_markdown(table: Table) -> str:
     """Return the table as a Markdown page: title, note, and rows."""
     header = list(table.shown.columns)
     lines = [f"# {table.title}", "", table.note, ""]
-    lines.append(_markdown_row(header))
+    lines.append(f"| {' | '.join(header)} |")
     rules = ["---" if column in _TEXT_COLUMNS else "---:" for column in header]
-    lines.append(_markdown_row(rules))
-    lines += [_markdown_row(row) for row in table.shown.itertuples(index=False)]
+    lines.append(f"| {' | '.join(rules)} |")
+    lines += [row(cells) for cells in table.shown.itertuples(index=False)]
     if table.shown.empty:
         lines += ["", f"({NOT_MEASURED} in this configuration)"]
     return "\n".join(lines) + "\n"
@@ -89,7 +89,3 @@ def three_digits(value: float) -> str:
     if not np.isfinite(value):
         return NOT_MEASURED
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
-
-
-def _markdown_row(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -8,10 +8,9 @@ import scipy.integrate
 import scipy.stats
 from scipy.special import ndtr, ndtri
 
+from pipeline_src.laws import solver
 from pipeline_src.laws.boundary_table import boundary_table
-from pipeline_src.laws.solved_boundaries import read_boundaries
-from pipeline_src.quant import boundaries
-from pipeline_src.quant.boundaries import (
+from pipeline_src.laws.clipped_normal import (
     PACKABLE_BITS,
     SIDED_LEVELS,
     ClippedNormal,
@@ -19,6 +18,9 @@ from pipeline_src.quant.boundaries import (
     even_boundaries,
     observed_rounding_variance,
     rounding_variance,
+)
+from pipeline_src.laws.solved_boundaries import read_boundaries
+from pipeline_src.laws.solver import (
     solve_boundaries,
     solve_observed_boundaries,
     solve_sided_boundaries,
@@ -175,7 +177,7 @@ def test_a_poor_start_leads_to_the_same_boundaries(bits, monkeypatch):
         u = np.linspace(-1, 1, law.num_bins + 1)
         return law.num_bins * (np.sign(u) * np.abs(u) ** 0.3 + 1)[:, None] / 2
 
-    monkeypatch.setattr(boundaries, "_compander", crowded)
+    monkeypatch.setattr(solver, "_compander", crowded)
     assert np.abs(solve_one(bits, 1024) - expected).max() < 1e-12
 
 
@@ -251,7 +253,7 @@ def test_too_small_blocks_are_refused():
 
 
 def test_failure_to_converge_is_an_error(monkeypatch):
-    monkeypatch.setattr(boundaries, "_MAX_STEPS", 1)
+    monkeypatch.setattr(solver, "_MAX_STEPS", 1)
     with pytest.raises(RuntimeError, match="did not converge in 1 steps"):
         solve_one(8, 16)
 

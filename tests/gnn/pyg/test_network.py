@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline_src.gnn import pyg_network
 from pipeline_src.gnn.models import GraphNetwork
-from pipeline_src.gnn.pyg_network import (
+from pipeline_src.gnn.pyg import hooks
+from pipeline_src.gnn.pyg import network as networks
+from pipeline_src.gnn.pyg.hooks import (
     HOOK_BLOCK_SIZE,
-    TECHNIQUES,
-    PygNetwork,
     dequantize_saved,
     quantize_saved,
 )
+from pipeline_src.gnn.pyg.network import PygNetwork
+from pipeline_src.gnn.pyg.technique import TECHNIQUES, Technique
+from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import adjacency_from_edges
 from pipeline_src.training.meters import allocated_bytes, measure_memory
@@ -37,13 +39,13 @@ ROUNDINGS = 3 * 8  # per layer: inputs and weights, two products, sums, BatchNor
 
 def network(layer="sage", technique="eager", batch_norm=True, **changes):
     torch.manual_seed(0)
-    shape = (layer, 20, 16, 5, 3, 0.5, batch_norm)
-    return PygNetwork(*shape, technique=technique, **changes).train()
+    shape = NetworkShape(layer, 20, 16, 5, 3, 0.5, batch_norm)
+    return PygNetwork(shape, Technique(technique, **changes)).train()
 
 
 def ours(layer="sage", batch_norm=True):
     torch.manual_seed(0)
-    return GraphNetwork(layer, 20, 16, 5, 3, 0.5, batch_norm).train()
+    return GraphNetwork(NetworkShape(layer, 20, 16, 5, 3, 0.5, batch_norm)).train()
 
 
 def loss_of(logits, graph=GRAPH):
@@ -107,9 +109,9 @@ def test_it_is_our_network_with_the_same_parameters_and_masks(layer, batch_norm,
 def test_gradients_are_right_where_int32_cannot_hold_the_square_of_the_nodes(layer):
     """torch.sparse.mm(..., reduce) transposes wrongly there if indices are int32."""
     graph = synthetic_graph(num_nodes=50_000, num_edges=100_000, num_features=4)
-    shape = (layer, 4, 4, graph.num_classes, 2, 0.0, False)
+    shape = NetworkShape(layer, 4, 4, graph.num_classes, 2, 0.0, False)
     torch.manual_seed(0)
-    theirs, ours = PygNetwork(*shape), GraphNetwork(*shape)
+    theirs, ours = PygNetwork(shape, Technique("eager")), GraphNetwork(shape)
     theirs.copy_parameters(ours)
     logits, found = gradients(theirs, graph.adjacency, graph)
     expected = gradients(ours, graph.adjacency, graph)
@@ -192,8 +194,8 @@ def test_backward_knows_the_masks_of_forward(technique, budget):
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_evaluation_is_the_same_whatever_the_technique(layer, technique, monkeypatch):
     """Without hooks, without autocast and without compiling anything."""
-    monkeypatch.setattr(pyg_network, "_compiled", None)
-    monkeypatch.setattr(pyg_network, "saved_tensors_hooks", None)
+    monkeypatch.setattr(networks, "compiled", None)
+    monkeypatch.setattr(hooks, "saved_tensors_hooks", None)
     logits = []
     for model in (network(layer), network(layer, technique, bits=8)):
         model.eval()
@@ -247,7 +249,7 @@ def test_hooks_see_each_activation_once_and_nothing_resident(layer, monkeypatch)
         packed.append(tensor.detach().clone())
         return packed[-1]  # BatchNorm also saves an empty tensor
 
-    monkeypatch.setattr(pyg_network, "quantize_saved", keep_all)
+    monkeypatch.setattr(networks, "quantize_saved", keep_all)
     found = gradients(network(layer, "quantized_hooks", bits=4))
     assert_close(found, gradients(network(layer)), 0.0)
     shapes = sorted((t.dtype == torch.bool, *t.shape) for t in packed if t.numel())
