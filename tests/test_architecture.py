@@ -110,6 +110,8 @@ PACKAGES: dict[str, set[str]] = {
     "settings.choice": TABLES,
     "report": {"jinja2"} | TABLES,
     "report.markdown": set(),
+    "report.findings": set(),
+    "report.sections": set(),
     "report.figures": PICTURES,
     "report.drawing": PICTURES,
     "configuration": LIGHT,
@@ -134,7 +136,9 @@ STRICTER: dict[str, set[str]] = {
     "gnn.shape": set(),
     # It is in every job: whatever it imported, every job would import and depend on.
     "records.job_log": {"records.devices", "records.versions"},
-    "records.datasets": {"records.versions", "records.whole_files"},
+    "records.datasets": {
+        *("records.claims", "records.versions", "records.whole_files"),
+    },
     "laws": {"laws"},
     "laws.solved_boundaries": {"records.datasets"},
     "laws.boundary_table": {"laws.clipped_normal", "laws.solver"},
@@ -165,11 +169,14 @@ STRICTER: dict[str, set[str]] = {
         *("settings.plans", "settings.rounds", "settings.space"),
         *("search.result", "records.datasets"),
     },
-    "report": {"records.datasets", "report.markdown"},
-    "report.tables": {"report.tables", "report.markdown"},
-    "report.tables.byte_books": {
-        *("report.tables", "measuring.byte_books", "training.spec", "graphs.sizes")
+    "report": {
+        *("records.datasets", "report.markdown", "report.sections", "report.findings"),
     },
+    "report.tables": {"report.tables", "report.markdown"},
+    "report.tables.counted": {
+        *("measuring.byte_books", "training.spec", "graphs.sizes")
+    },
+    "report.tables.memory": {"report.tables", "training.spec"},
     "report.figures": {"report.figures", "report.drawing"},
     "report.drawing": {"report.drawing"},
     # Every start of Snakemake imports it.

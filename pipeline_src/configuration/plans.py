@@ -14,6 +14,7 @@ from typing import Any
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 
 MIN_SIZES = 3  # of a graph or a model; fewer show no growth
+FRONT_METHODS = 5  # timed on one graph and model; fewer make no front
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,20 @@ def measurement_plans(config: Mapping[str, Any]) -> list[MeasurementPlan]:
     ]
     _refuse_repeated_names("measurements", [plan.name for plan in plans])
     return plans
+
+
+def methods_compete(plans: Iterable[MeasurementPlan]) -> bool:
+    """Whether some graph and model has enough timed methods for a front of them.
+
+    >>> methods_compete([])
+    False
+    """
+    return any(
+        sum(not spec.method.without for spec in plan.specs if spec.method.name in timed)
+        >= FRONT_METHODS
+        for plan in plans
+        for timed in [set(plan.timed)]
+    )
 
 
 def sizes_vary(plans: Iterable[MeasurementPlan]) -> bool:

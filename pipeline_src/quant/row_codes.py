@@ -143,7 +143,7 @@ def pack_by_row(
     metadata: torch.dtype,
     compile: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A range for each row, then encode: words, zero point and scale, in one launch."""
+    """A range for each row, then encode: words, zero point and scale, by one kernel."""
     fused = fusion_pays(x.numel(), x.device, compile)
     return (_pack_fused if fused else _pack)(x, bits, metadata)
 

@@ -156,7 +156,9 @@ class RunSpec:
         return params_of(self.to_json())
 
     @classmethod
-    def from_params(cls, text: str, *, device: str, compile: str) -> "RunSpec":
+    def from_params(
+        cls, text: str, *, device: str = "auto", compile: str = "auto"
+    ) -> "RunSpec":
         """The inverse of `to_params`, completed by what the job itself knows.
 
         The method is labelled by its name.

@@ -5,6 +5,7 @@ import re
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from made_up_records import (
     ABLATION,
@@ -342,8 +343,16 @@ def test_the_front_joins_what_nothing_beats_in_both(tmp_path):
     methods = ("pyg-eager", "exact", "lean1", "lean2", "lean4")
     record = made_up_benchmark(methods=methods)
     record["epoch_time"][2] *= 4
-    (front,) = layer_data(plot_pareto(collected(tmp_path, record)), "geom_step")
-    assert front["label"].tolist() == ["lean INT2", "lean INT1"]
+    plot = plot_pareto(collected(tmp_path, record))
+    (front,) = layer_data(plot, "geom_step")
+    points = pd.concat(layer_data(plot, "geom_point")).set_index("label")
+    fast, small = points.loc["lean INT2"], points.loc["lean INT1"]
+    assert front["cost"].tolist()[:3] == [fast["cost"], fast["cost"], small["cost"]]
+    assert front["peak"].tolist()[1:] == [fast["peak"], small["peak"], small["peak"]]
+    # From edge to edge: else a step of it looks like a line from a point to its label.
+    (corners,) = layer_data(plot, "geom_blank")
+    assert front["peak"].iloc[0] == corners["peak"].max()
+    assert front["cost"].iloc[-1] == corners["cost"].max()
 
 
 def test_labels_hide_no_point_and_no_label():
@@ -392,7 +401,7 @@ def test_ablation_shows_multiples_of_the_full_layout(benchmarks):
         "every idea",
         *(f"without {idea.replace('_', ' ')}" for idea in ABLATION),
     ]
-    ratios = data.pivot(index="idea", columns="quantity", values="ratio")
+    ratios = data.pivot_table(index="idea", columns="quantity", values="ratio")
     kept, held, slower, worse = np.array([(0, 0, 1, 1), *ABLATION.values()]).T
     np.testing.assert_allclose(ratios["kept for backward"], 1 + kept / 11.4)
     np.testing.assert_allclose(ratios["step peak"], 1 + held / 254.7)

@@ -23,12 +23,10 @@ from made_up_records import (
 )
 
 from pipeline_src.collecting.runs import collect_runs
-from pipeline_src.graphs.sizes import GRAPH_SIZES
 from pipeline_src.records.datasets import run_record, write_dataset
 from pipeline_src.report.tables.ablation import ablation_table
 from pipeline_src.report.tables.accuracy import accuracy_table, paired_interval
 from pipeline_src.report.tables.boundaries import boundaries_table
-from pipeline_src.report.tables.byte_books import byte_books_table
 from pipeline_src.report.tables.distributions import distribution_table
 from pipeline_src.report.tables.features import (
     feature_table,
@@ -256,9 +254,10 @@ def test_training_gives_every_measured_number_and_the_ratio_to_eager(tmp_path):
     """Medians: 4.1 s eager, 1.24 s lean. Times are 0.97 to 1.05 of the median."""
     table = training_table(benchmark(tmp_path))
     csv_columns = to_csv(table).splitlines()[0].split(",")
-    assert csv_columns[:9] == [
+    assert csv_columns[:12] == [
         *("graph", "model", "method", "saved_mib", "peak_mib", "resident_mib"),
-        *("epoch_time_s", "epoch_time_ratio", "gradient_error"),
+        *("epoch_time_s", "epoch_time_ratio", "gradient_error", "gradient_bias"),
+        *("gradient_bias_standard_error", "gradient_variance"),
     ]
     rows = table.values.set_index("method")
     labels = [label for label, *_ in BENCHMARK.values()]
@@ -278,6 +277,8 @@ def test_training_gives_every_measured_number_and_the_ratio_to_eager(tmp_path):
     assert shown["time per epoch [s] (min … max)"] == "1.24 (1.20 … 1.30)"
     assert shown["time / PyG eager"] == "0.30"
     assert shown["gradient error"] == "4.2e-02"
+    assert shown["of it bias"] == "1.1e-02 ± 8e-04"
+    assert shown["of it variance"] == "3.2e-02"
 
 
 def test_training_without_eager_or_time_or_error_says_so(tmp_path):
@@ -339,7 +340,7 @@ def test_a_projected_copy_does_not_part_a_variant_from_its_layout(tmp_path):
     assert len(ablation_table(collect_runs([], [tmp_path / "m.nc"])).values) == 2
 
 
-def test_byte_books_count_from_shapes(tmp_path):
+def test_bytes_are_counted_from_shapes_beside_measured_ones(tmp_path):
     """products_shape, 3 x 256 without BatchNorm: 16,481 MiB in full precision."""
     model = ModelSpec("sage", "sage", 3, 256, 0.5, batch_norm=False)
     training = TrainingSpec(1, 0.01, 0.0, None, "log_cross_entropy")
@@ -350,13 +351,18 @@ def test_byte_books_count_from_shapes(tmp_path):
     specs = [
         RunSpec("products_shape", model, method, training, (0,)) for method in methods
     ]
-    rows = byte_books_table(specs).values
-    assert rows["num_nodes"].tolist() == [GRAPH_SIZES["products_shape"].num_nodes] * 2
-    assert rows["saved_mib"].tolist() == pytest.approx([16_481, 447], abs=1)
-    assert rows["compression_ratio"].tolist() == pytest.approx([1, 16_481 / 447], 0.01)
-    assert (rows["saved_with_loss_mib"] > rows["saved_mib"]).all()
-    relabelled = byte_books_table(specs, {"exact": "mine"}).values
-    assert relabelled["method"].tolist() == ["FP32", "mine"]
+    runs = made_up_collection(tmp_path)
+    measured = memory_table(runs).values
+    table = memory_table(runs, specs, {"exact": "mine"})
+    both, rows = table.values, table.values.iloc[len(measured) :]
+    assert both.iloc[: len(measured)].equals(measured)
+    assert rows["measured"].tolist() == ["counted"] * 2
+    assert rows["method"].tolist() == ["FP32", "mine"]
+    assert rows["saved [MiB]"].tolist() == pytest.approx([16_481, 447], abs=1)
+    assert rows["FP32 / saved"].tolist() == pytest.approx([1, 16_481 / 447], 0.01)
+    assert (rows["saved with loss side [MiB]"] > rows["saved [MiB]"]).all()
+    assert rows["step peak [MiB]"].isna().all()
+    assert set(table.shown["step peak [MiB]"].iloc[len(measured) :]) == {NOT_MEASURED}
 
 
 FEATURE_COLUMNS = (

@@ -43,7 +43,7 @@ def rules_named_in(profile):
 def test_the_rule_files_are_read():
     assert {"train_run", "search_bits", "benchmark_kernels"} <= ON_A_GPU <= SUBMITTED
     assert {"benchmark_training", "benchmark_kernels"} == MEASURING
-    assert "write_byte_books" in RULES.keys() - SUBMITTED
+    assert "write_tables" in RULES.keys() - SUBMITTED
 
 
 def test_the_four_profiles_are_there():

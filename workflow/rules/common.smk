@@ -16,6 +16,7 @@ from pipeline_src.configuration.plans import (
     byte_book_specs,
     capture_plans,
     measurement_plans,
+    methods_compete,
     run_specs,
     sizes_vary,
 )
@@ -77,14 +78,13 @@ SETTING_TABLES = ["activation_settings", "activation_search"]
 TABLES = [
     *COLLECTED_TABLES,
     *(SETTING_TABLES if SEARCHES else []),
-    *(["byte_books"] if BYTE_BOOKS else []),
 ]
 METHODS = [spec.method for plan in MEASUREMENTS.values() for spec in plan.specs]
 FIGURES = [
     *(["accuracy_memory", "training_curves"] if CELLS else []),
     "boundaries",
     *(["memory_block_size", "epoch_time_block_size"] if MEASUREMENTS else []),
-    *(["pareto"] if any(method.policy == "pyg" for method in METHODS) else []),
+    *(["pareto"] if methods_compete(MEASUREMENTS.values()) else []),
     *(["scaling"] if sizes_vary(MEASUREMENTS.values()) else []),
     *(["ablation"] if any(method.without for method in METHODS) else []),
     *(["position_histograms", "quantile_quantile"] if CAPTURES else []),

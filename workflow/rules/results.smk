@@ -47,26 +47,11 @@ rule write_tables:
     localrule: True
     conda:
         "../../environment.yml"
-    script:
-        "../scripts/write_tables.py"
-
-
-rule write_byte_books:
-    input:
-        sources=sources("write_byte_books"),
-    output:
-        byte_books_md="<results>/tables/byte_books.md",
-        byte_books_csv="<results>/tables/byte_books.csv",
-    log:
-        "<logs>/write_byte_books.log",
-    localrule: True
-    conda:
-        "../../environment.yml"
     params:
-        specs=specs_of_byte_books,
+        counted=specs_of_byte_books,
         labels=LABELS,
     script:
-        "../scripts/write_byte_books.py"
+        "../scripts/write_tables.py"
 
 
 rule write_setting_tables:

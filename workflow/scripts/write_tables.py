@@ -14,6 +14,7 @@ from pipeline_src.report.tables.kernels import kernel_table
 from pipeline_src.report.tables.memory import memory_table
 from pipeline_src.report.tables.table import to_csv, to_markdown
 from pipeline_src.report.tables.training import training_table
+from pipeline_src.training.spec import RunSpec
 
 
 def main(
@@ -22,23 +23,22 @@ def main(
     boundaries_path: Path,
     kernels_path: Path | None,
     features_path: Path | None,
+    counted: list[RunSpec],
+    labels: dict[str, str],
     outputs: dict[str, Path],  # "accuracy.md", "accuracy.csv", ...
 ) -> None:
     runs = read_dataset(runs_path)
-    distributions = [read_dataset(path) for path in distribution_paths]
-    boundaries = read_dataset(boundaries_path)
     tables = {
         "accuracy": accuracy_table(runs),
-        "memory": memory_table(runs),
+        "memory": memory_table(runs, counted, labels),
         "training": training_table(runs),
         "ablation": ablation_table(runs),
-        "distributions": distribution_table(distributions),
-        "boundaries": boundaries_table(boundaries),
+        "distributions": distribution_table([*map(read_dataset, distribution_paths)]),
+        "boundaries": boundaries_table(read_dataset(boundaries_path)),
     }
     if kernels_path:
         tables["kernels"] = kernel_table(read_dataset(kernels_path))
-    if features_path:
-        tables |= feature_tables(read_dataset(features_path))
+    tables |= feature_tables(read_dataset(features_path)) if features_path else {}
     for name, table in tables.items():
         write_whole(outputs[f"{name}.md"], to_markdown(table))
         write_whole(outputs[f"{name}.csv"], to_csv(table))
@@ -54,5 +54,7 @@ if __name__ == "__main__":
             Path(snakemake.input.boundaries),
             Path(kernels) if kernels else None,
             Path(features) if features else None,
+            [RunSpec.from_params(text) for text in snakemake.params.counted],
+            snakemake.params.labels,
             {Path(path).name: Path(path) for path in snakemake.output},
         )

@@ -57,7 +57,9 @@ def plot_pareto(runs: xr.Dataset) -> ggplot:
     """Peak memory against epoch time, a point per method, coloured by gradient error.
 
     Time is that of PyTorch Geometric's eager training where all panels have it, else in
-    seconds. The line joins the methods that none beats in both time and memory.
+    seconds. The dashed stairs run from edge to edge, so that no step of them is taken
+    for a line to a label: above and right of them every point is beaten in both time
+    and memory by a method on them.
     """
     frame = measured_alone(runs)
     frame = frame[frame["without"] == ""].dropna(subset=["time", "peak"])
@@ -77,7 +79,13 @@ def plot_pareto(runs: xr.Dataset) -> ggplot:
     return (
         ggplot(frame, aes("cost", "peak"))
         + geom_blank(data=_corners(frame))
-        + geom_step(data=_fronts(frame), color="#BBBBBB", size=0.6, direction="hv")
+        + geom_step(
+            data=_fronts(frame),
+            color="#9AA5B1",
+            size=0.5,
+            linetype="dashed",
+            direction="hv",
+        )
         + geom_segment(
             aes(xend="leader_x", yend="leader_y"), far, color="#777777", size=0.25
         )
@@ -161,13 +169,22 @@ def _corners(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _fronts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Methods of each panel that none beats in both time and memory, by time."""
+    """Methods of each panel that none beats in both, by time, and the panel's edges."""
     fronts = []
-    for _, panel in frame.groupby("place", observed=True):
+    for place, panel in frame.groupby("place", observed=True):
         ordered = panel.sort_values(["cost", "peak"])
         least = ordered["peak"].cummin()
-        fronts.append(ordered[ordered["peak"] <= least].drop_duplicates("peak"))
-    return pd.concat(fronts)
+        front = ordered[ordered["peak"] <= least].drop_duplicates("peak")
+        low, span = _range(panel)
+        right, top = 2 ** (low + span)
+        stairs = pd.DataFrame(
+            {
+                "cost": [front["cost"].iloc[0], *front["cost"], right],
+                "peak": [top, *front["peak"], front["peak"].iloc[-1]],
+            }
+        )
+        fronts.append(stairs.assign(place=place))
+    return _same_places(pd.concat(fronts), frame)
 
 
 def _same_places(part: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,16 +5,18 @@ Memory is compared as a compression ratio, bytes of the reference over bytes kep
 bits and projection ratio.
 
 Bytes do not depend on what else the machine does, so those of training runs stand in
-where nothing was measured alone. Seconds do: training runs share the machine.
+where nothing was measured alone, and bytes that methods keep on graphs too large to try
+are counted from their shapes. Seconds do: training runs share the machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from pipeline_src.report.tables.counted import counted_rows
 from pipeline_src.report.tables.table import (
     NOT_MEASURED,
     Table,
@@ -22,6 +24,7 @@ from pipeline_src.report.tables.table import (
     text_column,
     three_digits,
 )
+from pipeline_src.training.spec import RunSpec
 
 MIB = 2**20  # bytes
 # Header: format in `shown`; those without one are composed there.
@@ -44,13 +47,18 @@ _MEMORY_COLUMNS = {
 _SPEEDS = ("median", "min", "max")
 
 
-def memory_table(runs: xr.Dataset) -> Table:
+def memory_table(
+    runs: xr.Dataset,
+    counted: Sequence[RunSpec] = (),
+    labels: Mapping[str, str] | None = None,  # of methods whose bytes are counted
+) -> Table:
     """Memory and speed of graph x model x method, as measured alone.
 
     Where a graph and model were trained but not measured alone, the bytes of the
-    training runs stand in, and the column ``measured`` says so.
+    training runs stand in; those of `counted` follow from shapes alone. The column
+    ``measured`` says which.
     """
-    frame = _memory_frame(runs)
+    frame = _memory_frame(runs, counted_rows(counted, labels or {}))
     rows = [
         _memory_row(row, place)
         for _, place in frame.groupby(["graph", "model"], sort=False)
@@ -74,7 +82,8 @@ def memory_table(runs: xr.Dataset) -> Table:
         "Memory and speed",
         "Saved: bytes kept for backward after the first forward pass, by the published"
         " definition (the loss side not counted). Ratios above 1 keep less than the"
-        " reference. Step peak: the most a training step holds above model and data."
+        " reference. Measured: alone, while training, or counted from shapes alone."
+        " Step peak: the most a training step holds above model and data."
         " Epochs/s: median (least … most) of the repeats; measured alone only, since"
         " training runs share the machine.",
         values,
@@ -82,7 +91,9 @@ def memory_table(runs: xr.Dataset) -> Table:
     )
 
 
-def _memory_frame(runs: xr.Dataset) -> pd.DataFrame:
+def _memory_frame(
+    runs: xr.Dataset, counted: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
     """One row per graph, model and method: bytes, and epochs/s as an array."""
     settings = ["graph", "model", "method", "label", "policy", "bits"]
     settings += ["projection_ratio", "rows_per_block", "boundaries"]
@@ -106,6 +117,8 @@ def _memory_frame(runs: xr.Dataset) -> pd.DataFrame:
             row = {name: group[name].iloc[0] for name in settings}
             row |= {name: group[name].mean() for name in scalars}
             rows.append(row | {"speed": np.empty(0), "measured": "in training"})
+    for counts in counted:
+        rows.append({**counts, "speed": np.empty(0), "measured": "counted"})
     return pd.DataFrame(rows, columns=[*settings, *scalars, "speed", "measured"])
 
 
