@@ -95,14 +95,22 @@ def _through_cache(
     missing = {one: line for one, line in asked.items() if one not in answers}
     for done, (one, answer) in enumerate(_answers(module, missing), start=1):
         answers[one] = answer
+        print(f"{module} {done} of {len(missing)}", file=sys.stderr, flush=True)
+        if _is_faulty(answer):  # looked at again: the cause may lie elsewhere
+            continue
         file = CACHE / f"{places[one]}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.tmp")
         text = json.dumps({"key": keys[one], "answer": answer})
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
-        print(f"{module} {done} of {len(missing)}", file=sys.stderr, flush=True)
     return {one: answers[one] for one in asked}
+
+
+def _is_faulty(answer: dict[str, Any]) -> bool:
+    """Whether a case has faults, or a kernel does not compile somewhere."""
+    codes = [one for one in answer.values() if isinstance(one, dict)]
+    return bool(answer.get("faults")) or any("fault" in one for one in codes)
 
 
 def _answers(module: str, asked: dict[str, str]) -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ operation builds, views and types as they come. While recording, each compiled t
 replaced by a stand-in that notes its arguments and runs the plain function.
 """
 
+import functools
 import importlib
 import re
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ class Call(NamedTuple):
     results: Any
 
 
+@functools.cache
 def kernels() -> dict[str, Kernel]:
     """All that is given to `fuse`, by module and name of the twin, `_fused` left out.
 

@@ -108,3 +108,22 @@ def test_the_proof_and_the_project_pin_the_same_versions():
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     for name, version in versions.PINS.items():
         assert f"{name}=={version}" in pins
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ({"faults": [], "kernels": {"k": "text"}}, True),
+        ({"faults": ["not generated"], "kernels": {}}, False),
+        ({"sm_80": {"spills": 0}, "gfx942": {"spills": 0}}, True),
+        ({"sm_80": {"spills": 0}, "gfx942": {"fault": "no"}}, False),
+    ],
+)
+def test_a_fault_is_never_remembered(answer, kept, monkeypatch, tmp_path):
+    """Its cause may lie elsewhere, and then it would be told for ever."""
+    pretended = pytest.importorskip("tests.gpu_proof.prove")
+    monkeypatch.setattr(pretended, "CACHE", tmp_path)
+    monkeypatch.setattr(pretended, "_answers", lambda *_: iter([("one", answer)]))
+    one = {"one": "x"}
+    assert pretended._through_cache(one, one, one, "generation") == {"one": answer}
+    assert (tmp_path / "x.json").exists() == kept
