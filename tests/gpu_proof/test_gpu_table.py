@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu_proof import table, versions
+from tests.gpu_proof import pages, table, versions
 from tests.gpu_proof.machine_code import of_sass, unlike_eager
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,3 +127,20 @@ def test_a_fault_is_never_remembered(answer, kept, monkeypatch, tmp_path):
     one = {"one": "x"}
     assert pretended._through_cache(one, one, one, "generation") == {"one": answer}
     assert (tmp_path / "x.json").exists() == kept
+
+
+def test_a_share_of_copy_bandwidth_is_the_slower_of_bytes_and_instructions():
+    on_h100 = {"device": "sm_90", "bytes_per_value": "10", "bytes_ratio": "1.25"}
+    few, many = (on_h100 | {"instructions_per_value": n} for n in ("0", "1000"))
+    assert pages.share_of_copy(few) == pytest.approx(0.8)  # it moves 1.25 times as much
+    h100 = pages.DEVICES["sm_90"]
+    expected = 8 / h100.copied / (1000 / h100.issued)
+    assert pages.share_of_copy(many) == pytest.approx(expected)
+
+
+@pytest.mark.skipif(not table.KERNELS.path.exists(), reason="no table is published yet")
+def test_pages_are_made_of_the_committed_tables():
+    for path, text in pages.pages().items():
+        assert path.read_text(encoding="utf-8") == text, (
+            "python -m tests.gpu_proof.pages"
+        )
