@@ -7,7 +7,9 @@ statistics, unless it does not track them: by `momentum`, or, where that is None
 that they are the mean over all batches. Weight and bias may each be missing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,20 +54,61 @@ class BatchNorm:
     def statistics(
         self,
         x: Tensor,  # (num_nodes, num_features)
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and inverse standard deviation to normalise by; moves running ones."""
+    ) -> "Statistics":
+        """What to normalise by; the running ones stay until `move_running`."""
         if not self.by_batch:
             assert self.running_mean is not None, "else the batch decides"
             assert self.running_var is not None, "else the batch decides"
             # A copy: the next batch may move the running mean before backward.
-            return self.running_mean.clone(), torch.rsqrt(self.running_var + self.eps)
-        variance, mean = torch.var_mean(x, dim=0, correction=0)
-        if self.running_mean is not None:
-            self.running_mean.lerp_(mean, self.momentum)
-        if self.running_var is not None:
-            unbiased = variance * (len(x) / (len(x) - 1))
-            self.running_var.lerp_(unbiased, self.momentum)
-        return mean, torch.rsqrt(variance + self.eps)
+            mean, variance = self.running_mean.clone(), self.running_var
+        else:
+            variance, mean = torch.var_mean(x, dim=0, correction=0)
+        return Statistics(self, mean, variance, torch.rsqrt(variance + self.eps))
+
+
+class Statistics(NamedTuple):
+    """What a norm normalises a batch by; each tensor (num_features,)."""
+
+    norm: BatchNorm
+    mean: Tensor
+    variance: Tensor
+    inverse_std: Tensor
+
+
+def move_running(found: Sequence[Statistics], num_nodes: int) -> None:
+    """Take a batch of so many nodes into the running statistics of all its norms.
+
+    Together, because one by one costs a launch each on a GPU; but norms that layers
+    share one after the other, because nothing orders what is written together.
+    """
+    moves = [
+        (running, batch, one.norm.momentum)
+        for one, unbiased in zip(found, _unbiased(found, num_nodes), strict=True)
+        for running, batch in (
+            (one.norm.running_mean, one.mean),
+            (one.norm.running_var, unbiased),
+        )
+        if running is not None and one.norm.by_batch
+    ]
+    while moves:
+        momentum, later = moves[0][2], []
+        together: dict[int, tuple[Tensor, Tensor]] = {}
+        for move in moves:
+            if move[2] != momentum or id(move[0]) in together:
+                later.append(move)
+            else:
+                together[id(move[0])] = move[:2]
+        pairs = together.values()
+        torch._foreach_lerp_([to for to, _ in pairs], [x for _, x in pairs], momentum)
+        moves = later
+
+
+def _unbiased(found: Sequence[Statistics], num_nodes: int) -> Sequence[Tensor]:
+    """Variances of a population, from those of a batch."""
+    if num_nodes < 2 or not found:  # refused unless running statistics are read
+        return [one.variance for one in found]
+    factor = num_nodes / (num_nodes - 1)
+    return torch._foreach_mul([one.variance for one in found], factor)
 
 
 def normalizes_by_batch(norm: nn.BatchNorm1d) -> bool:

@@ -28,7 +28,7 @@ order of their own for each.
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pipeline_src.gnn.aggregation import Aggregation
-from pipeline_src.gnn.batch_norm import BatchNorm
+from pipeline_src.gnn.batch_norm import BatchNorm, Statistics, move_running
 from pipeline_src.quant.bitmask import mask_gradient, pack_mask
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
 from pipeline_src.quant.first_order import first_order
@@ -335,6 +335,7 @@ class LeanNetwork(Function):
         kept_by_reference = _read_in_backward(x, layers, recipe, seeds)
         ctx.references = watch(kept_by_reference) + aggregation.watched()
         hidden = x
+        statistics: list[Statistics] = []
         resident = recipe.copies_input(0) or recipe.copies_aggregated(keeping.has_root)
         kept = [KeptRun(slice(0, num_nodes), num_nodes, x, 0.0)]
         if resident:
@@ -347,13 +348,14 @@ class LeanNetwork(Function):
             if slot == len(layers) - 1:
                 logits = x.new_empty((num_nodes, width))
                 layer.convolve(hidden, aggregation, logits, aggregated)
+                move_running(statistics, num_nodes)
                 return logits
             runs = recipe.runs(num_nodes, width, device)
             y = x.new_empty((runs.num_rows, width))
             layer.convolve(hidden, aggregation, y[:num_nodes], aggregated)
             del aggregated
             y[num_nodes:] = y[num_nodes - 1]  # padding changes no block's ends
-            normalization = _normalization(layer, y[:num_nodes])
+            normalization = _normalization(layer, y[:num_nodes], statistics)
             ctx.kept.append(keeping.encode(slot, y, runs, normalization, dropout))
             hidden = y[:num_nodes]
             del y
@@ -372,6 +374,7 @@ class LeanNetwork(Function):
         kept, ctx.kept, ctx.references = ctx.kept, None, None
         num_nodes = grad_logits.shape[0]
         found = [Gradients() for _ in layers]
+        scalar = _scalars(grad_logits)
         gradient = grad_logits
         for slot in range(len(layers) - 1, 0, -1):
             runs_kept = kept.pop()
@@ -392,7 +395,7 @@ class LeanNetwork(Function):
             del transposed, rows
             below = slot - 1
             _through_normalization(
-                layers[below], found[below], runs_kept, runs, gradient
+                layers[below], found[below], runs_kept, runs, gradient, scalar
             )
         rows = gradient[:num_nodes]
         found[0].bias = rows.sum(dim=0)
@@ -432,6 +435,7 @@ class _Keeping:
         finite: Tensor,
     ) -> None:
         self.recipe = recipe
+        self.scalar = _scalars(seeds)
         self.has_root = layers[0].root_weight is not None
         names = recipe.names(len(layers), self.has_root)
         self.seeds = dict(zip(names, seeds, strict=True))
@@ -471,7 +475,8 @@ class _Keeping:
             means = None
             if coder.needs_means:
                 means = side_means(y, runs.num_nodes, normalization, fused)
-            setting = RectifiedSetting(coder, normalization, drawn, means, fused)
+            probability = self.scalar(drawn)
+            setting = RectifiedSetting(coder, normalization, probability, means, fused)
             codes = encode(y, seed, setting)
             flag.logical_and_(codes.is_finite)
             kept = [runs.keep(run, codes, dropout) for run in runs]
@@ -520,11 +525,11 @@ def _through_convolution(
         rows = transposed[run.nodes], gradient[run.nodes]
         run.add_gradients(found, *rows, has_root)
         place = result[run.nodes]
-        if fits:
+        if fits and has_root:  # which reads the gradient after a product is written
             place.copy_(layer.input_gradient(*rows))
         else:
             layer.input_gradient(*rows, place)
-    result[runs.num_nodes :] = 0.0
+    result[runs.num_nodes :].zero_()
     return result
 
 
@@ -534,6 +539,7 @@ def _through_normalization(
     kept: list[KeptRun],
     runs: Runs,
     gradient: Tensor,  # (padded rows, width): of h; overwritten with that of y
+    scalar: Callable[[float], Tensor],  # on the device
 ) -> None:
     """Through Dropout, ReLU and BatchNorm, in place."""
     for run in kept:
@@ -548,16 +554,24 @@ def _through_normalization(
         sums = functools.reduce(
             torch.add, [codes.gradient_sums(part) for codes, part in parts]
         )
-        of_weight, of_bias = sums[1].clone(), sums[0].clone()
         found.norm = (
-            *(() if layer.norm.weight is None else (of_weight,)),
-            *(() if layer.norm.bias is None else (of_bias,)),
+            *(() if layer.norm.weight is None else (sums[1],)),
+            *(() if layer.norm.bias is None else (sums[0],)),
         )
         if layer.norm.by_batch:
             share = 1.0 / runs.num_nodes
-    scalar = torch.full((), share, device=gradient.device)
     for codes, part in parts:
-        codes.backpropagate(part, sums, scalar)
+        codes.backpropagate(part, sums, scalar(share))
+
+
+def _scalars(like: Tensor) -> Callable[[float], Tensor]:
+    """Makes () tensors on a device, one for each value however often it is asked."""
+
+    @functools.cache
+    def scalar(value: float) -> Tensor:
+        return torch.full((), value, dtype=torch.float32, device=like.device)
+
+    return scalar
 
 
 def _codes_of_rows(
@@ -573,14 +587,19 @@ def _codes_of_rows(
     return parts
 
 
-def _normalization(layer: LeanLayer, y: Tensor) -> Normalization:
-    """Statistics of this batch, also taken into the running ones."""
-    zero = torch.zeros(y.shape[1], device=y.device)
-    norm = layer.norm
+def _normalization(
+    layer: LeanLayer,
+    y: Tensor,  # (num_nodes, width)
+    statistics: list[Statistics],  # those of the layer's norm are added
+) -> Normalization:
+    """What maps y to what ReLU sees: the norm, or nothing."""
+    norm, width = layer.norm, y.shape[1]
+    weight = bias = None
+    if norm is not None:
+        statistics.append(norm.statistics(y))
+        weight, bias = norm.weight, norm.bias
+    weight = y.new_ones(width) if weight is None else weight
+    bias = y.new_zeros(width) if bias is None else bias
     if norm is None:
-        return Normalization(zero, zero + 1, zero + 1, zero)
-    mean, inverse_std = norm.statistics(y)
-    weight = zero + 1 if norm.weight is None else norm.weight
-    return Normalization(
-        mean, inverse_std, weight, zero if norm.bias is None else norm.bias
-    )
+        return Normalization(bias, weight, weight, bias)
+    return Normalization(statistics[-1].mean, statistics[-1].inverse_std, weight, bias)

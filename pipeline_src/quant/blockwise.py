@@ -222,7 +222,8 @@ def _grid_of(
         smallest = torch.minimum(smallest, x[:, j])
         largest = torch.maximum(largest, x[:, j])
     zero_point = round_down(smallest.amin(dim=-1, keepdim=True))
-    scale = round_up((largest.amax(dim=-1, keepdim=True) - zero_point) / num_bins)
+    width = largest.amax(dim=-1, keepdim=True) - zero_point
+    scale = round_up(divide(width, num_bins))
     return zero_point, scale
 
 
@@ -247,6 +248,15 @@ def _decompress(
 
 _compress_fused = fuse(_compress, rows={"x": 0, "keys": 0})
 _decompress_fused = fuse(_decompress, rows={"packed": 0, "zero_point": 0, "scale": 0})
+
+
+def divide(x: Tensor, divisor: int) -> Tensor:
+    """The nearest float32 to x / divisor, on every device.
+
+    A GPU multiplies by the reciprocal where it sees that a divisor is constant, which
+    rounds twice. Here it does not see it.
+    """
+    return x / torch.where(x == x, float(divisor), torch.nan)
 
 
 def round_down(x: Tensor) -> Tensor:

@@ -121,7 +121,9 @@ class RectifiedSetting(NamedTuple):
 
     coder: RectifiedCoder
     normalization: Normalization
-    dropout: float  # probability that a value is dropped; 0 if not dropped here
+    # () float32, probability that a value is dropped; 0 if not dropped here. A tensor,
+    # so that one compilation serves every value, and one for all layers of a step.
+    dropout: Tensor
     side_means: Tensor | None  # (2, num_features): inactive, active; with one bit
     fused: bool  # run compiled kernels
 
@@ -228,7 +230,7 @@ class RectifiedCodes:
             self.packed,
             self.ends,
             _keys(self.seed, self.shape, setting.fused),
-            _scalar(setting.dropout, self.packed),
+            setting.dropout,
             setting.normalization,
             setting.side_means,
         )
@@ -247,11 +249,6 @@ def _keys(seed: Tensor, shape: torch.Size, fused: bool) -> Tensor:
     # into that of every value.
     draw = row_keys_fused if fused else row_keys
     return draw(seed, shape[:3].numel()).view(shape[:3])
-
-
-def _scalar(value: float, like: Tensor) -> Tensor:
-    """A 0-d tensor, so that one compilation serves every value."""
-    return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
 def side_means(
@@ -294,7 +291,6 @@ def encode(
     codes = RectifiedCodes(packed, ends, seed, setting)
     keys = _keys(seed, codes.shape, setting.fused).view(-1, per_byte)
     kernel = _encode_fused if setting.fused else _encode
-    dropout = _scalar(setting.dropout, y)
     rows = y.view(-1, per_byte, width)
     for part in _parts(
         blocks, PLAIN_VALUES // y[: coder.rows_per_block].numel(), setting.fused
@@ -307,7 +303,7 @@ def encode(
             packed[part],
             None if ends is None else ends[part],
             keys[of_bytes],
-            dropout,
+            setting.dropout,
             setting.normalization,
         )
     return codes

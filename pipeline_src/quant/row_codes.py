@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline_src.quant.blockwise import round_down
+from pipeline_src.quant.blockwise import divide, round_down
 from pipeline_src.quant.fusion import fuse, fusion_pays
 
 _WORD_BITS = 8
@@ -68,7 +68,7 @@ def grid_of(
     else:
         dropped = bits if bits > 1 else 0
     num_bins = 2**bits - 1
-    scale = _round_up((largest - smallest) / num_bins, dropped)
+    scale = _round_up(divide(largest - smallest, num_bins), dropped)
     smallest = torch.where(_is_held(smallest, scale, num_bins), smallest, torch.nan)
     return smallest, scale, torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
 
@@ -96,7 +96,7 @@ def support_grid_of(
         first, scale = mean, torch.zeros_like(mean)
     else:
         first = torch.where(positive, x, largest[:, None]).amin(dim=1)
-        scale = (largest - first) / (2**bits - 2)
+        scale = divide(largest - first, 2**bits - 2)
     for _ in range(_FITTING_ROUNDS if bits > 1 else 0):
         inverse = torch.where(scale > _SMALLEST_SCALE, 1.0 / scale, 0.0)
         codes = torch.round((x - first[:, None]) * inverse[:, None])
@@ -189,10 +189,27 @@ def _encode(x: Tensor, zero_point: Tensor, inverse_scale: Tensor, bits: int) -> 
 
 
 def _pack(x: Tensor, bits: int, metadata: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    grid = grid_of(x.amin(dim=1), x.amax(dim=1), bits, metadata)
-    zero_point, scale, inverse_scale = grid
+    zero_point, scale, inverse_scale = grid_of(*_ends_of(x, bits), bits, metadata)
     words = _encode(x, zero_point[:, None], inverse_scale[:, None], bits)
     return words, zero_point.to(metadata), scale.to(metadata)
+
+
+def _ends_of(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each row, (num_rows,).
+
+    Taken over words, as codes are packed, so that both run over the same words in one
+    kernel, which reads x from memory once.
+    """
+    num_rows, num_values = x.shape
+    per_word, num_words = codes_per_word(bits), count_words(num_values, bits)
+    if missing := per_word * num_words - num_values:
+        x = functional.pad(x, (0, missing), mode="replicate")
+    parts = x.view(num_rows, per_word, num_words)
+    smallest = largest = parts[:, 0]
+    for j in range(1, per_word):
+        smallest = torch.minimum(smallest, parts[:, j])
+        largest = torch.maximum(largest, parts[:, j])
+    return smallest.amin(dim=1), largest.amax(dim=1)
 
 
 _pack_fused = fuse(_pack, rows={"x": 0})

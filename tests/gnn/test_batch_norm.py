@@ -1,5 +1,6 @@
 """A norm inside a compressed network does as nn.BatchNorm1d in that state does."""
 
+import copy
 import itertools
 import math
 import statistics
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline_src.gnn.aggregation import mean_aggregation
+from pipeline_src.gnn.batch_norm import BatchNorm, move_running
 from pipeline_src.gnn.lean import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.gnn.shape import NetworkShape
@@ -158,3 +160,32 @@ def test_one_node_is_normalised_by_running_statistics(policy):
     found = model(GRAPH.features[:1], alone, seeds)
     expected = plain(GRAPH.features[:1], alone)
     assert torch.allclose(found, expected, rtol=1e-5, atol=2.0**-20)
+
+
+def test_running_statistics_move_together_but_shared_ones_in_turn(monkeypatch):
+    """A GPU may do what is asked for in one call in any order."""
+    norms = [nn.BatchNorm1d(HIDDEN, momentum=m) for m in (0.1, 0.1, 0.3)]
+    norms.append(norms[0])
+    plain = copy.deepcopy(norms)  # which keeps what is shared
+    torch.manual_seed(1)
+    batches = [torch.randn(NODES, HIDDEN) for _ in norms]
+    calls = []
+    lerp = torch._foreach_lerp_
+
+    def recorded(running, batch, momentum):
+        calls.append([id(one) for one in running])
+        lerp(running, batch, momentum)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", recorded)
+    found = [
+        BatchNorm.of(norm).statistics(x) for norm, x in zip(norms, batches, strict=True)
+    ]
+    move_running(found, NODES)
+    assert [len(call) for call in calls] == [4, 2, 2]
+    assert all(len(set(call)) == len(call) for call in calls)
+    for other, x in zip(plain, batches, strict=True):
+        other(x)
+    for norm, other in zip(norms, plain, strict=True):
+        for one, expected in zip(norm.buffers(), other.buffers(), strict=True):
+            # Means of NODES values below 4 in magnitude, their squares below 16.
+            assert torch.allclose(one, expected, rtol=0, atol=16 * NODES * 2.0**-24)

@@ -147,7 +147,8 @@ def _normalization(width: int, device: str) -> Normalization:
 def _setting(bits: int, width: int, device: str) -> RectifiedSetting:
     coder = RectifiedCoder(bits, ROWS_PER_BLOCK)
     means = torch.randn(2, width, device=device) if coder.needs_means else None
-    return RectifiedSetting(coder, _normalization(width, device), 0.5, means, True)
+    dropout = torch.full((), 0.5, device=device)
+    return RectifiedSetting(coder, _normalization(width, device), dropout, means, True)
 
 
 def _kept(size: Size, setting: RectifiedSetting, device: str) -> RectifiedCodes:

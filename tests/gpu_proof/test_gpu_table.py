@@ -144,3 +144,48 @@ def test_pages_are_made_of_the_committed_tables():
         assert path.read_text(encoding="utf-8") == text, (
             "python -m tests.gpu_proof.pages"
         )
+
+
+def proven_case(name="decompress 2 bits", launches=1, spilling=()):
+    """What is known of a case without a fault, but for spills on some devices."""
+    code = {
+        **{"registers": 1, "instructions": 1, "threads": 1},
+        **{"float64": 0, "spills": 0, "local": 0, "loads": {}, "stores": {}},
+    }
+    codes = {
+        device: code | {"spills": int(device in spilling)}
+        for device in table.ARCHITECTURES
+    }
+    return {
+        **{"case": name, "kernel": f"blockwise._{name.split()[0]}", "faults": []},
+        **{"machine_code": {"k": codes}, "extern_calls": [], "modules": 1},
+        "launches": [{"kernel": "k", "xnumel": 1}] * launches,
+        **{"values": 1, "bytes_needed": 1, "bytes_moved": 1, "bytes_read_again": 0},
+    }
+
+
+def test_spills_are_forbidden_where_the_module_was_written_for():
+    found = table.broken_laws(proven_case(spilling=table.ARCHITECTURES))
+    assert found == [
+        f"decompress 2 bits: spills is 1 on {device}, at most 0"
+        for device in ("sm_80", "sm_90")
+    ]
+    [amd] = [one for one in table.ARCHITECTURES if one not in table.NO_SPILLS]
+    assert table.COLUMNS["spills"] is False  # a larger figure in the table is worse
+    assert table.broken_laws(proven_case(spilling=(amd,))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "launches", "lawful"),
+    [
+        ("compress 2 bits block 64", 1, True),
+        ("compress 2 bits block 64", 2, False),
+        ("compress 2 bits block 63 uneven", 3, True),
+        ("compress 2 bits block 63", 4, False),
+        ("decompress 2 bits block 63", 2, False),
+    ],
+)
+def test_only_compressing_blocks_that_share_words_takes_more_launches(
+    name, launches, lawful
+):
+    assert (table.broken_laws(proven_case(name, launches)) == []) == lawful

@@ -52,6 +52,7 @@ def encoded(y, norm, dropout, bits, seed=SEED, fused=False):
     """Codes of rows, in blocks of 8, and h before them."""
     h = y.clone()
     means = side_means(y, len(y), norm, fused) if bits == 1 else None
+    dropout = torch.tensor(dropout)
     setting = RectifiedSetting(RectifiedCoder(bits, 8), norm, dropout, means, fused)
     return h, encode(h, seed, setting)
 
@@ -170,7 +171,9 @@ def test_batch_norms_gradient_is_right_for_four_nodes(bits, copies):
     gradient = torch.tensor([0.0, 0.0, 1.0, 0.0]).repeat(2 * copies)[:, None]
     one, num_nodes = torch.ones(1), 4.0 * copies * 2
     norm = Normalization(0 * one, one / 5**0.5, one, 0 * one)
-    setting = RectifiedSetting(RectifiedCoder(bits, 8), norm, 0.0, None, False)
+    setting = RectifiedSetting(
+        RectifiedCoder(bits, 8), norm, torch.zeros(()), None, False
+    )
     repeats = 4000 if copies == 1 else 40
     draws = []
     for seed in range(repeats):
