@@ -215,6 +215,7 @@ class Table:
 
 KERNELS = Table(FOLDER / "gpu_proof.csv", COLUMNS, 3)
 STEPS = Table(FOLDER / "gpu_proof_steps.csv", STEP_COLUMNS, 3)
+BEFORE = Table(FOLDER / "gpu_proof_before.csv", {}, 1)  # only read: never made again
 
 
 def _verdict(old: str, new: str, more_is_better: bool | None) -> str:

@@ -189,3 +189,21 @@ def test_only_compressing_blocks_that_share_words_takes_more_launches(
     name, launches, lawful
 ):
     assert (table.broken_laws(proven_case(name, launches)) == []) == lawful
+
+
+def test_a_case_that_was_counted_before_is_shown_as_then_and_now():
+    old = {"case": "a", "launches": "3", "vector_loads": "none", "spills": ""}
+    rows = [
+        row(case="a", device="sm_90", launches=1, load_bytes=16),
+        row(case="a", device="sm_80", launches=7),
+        row(case="b", device="sm_90"),
+    ]
+    [line] = pages._changes(rows, [old])
+    assert line == "| a | 3 -> 1 |  -> 1 | none -> 16 |"
+
+
+def test_every_case_that_was_counted_before_is_still_one():
+    cases = pytest.importorskip("tests.gpu_proof.cases").all_cases()
+    before = table.BEFORE.read()
+    assert before
+    assert {one["case"] for one in before} <= set(cases)
