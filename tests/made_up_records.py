@@ -205,6 +205,9 @@ def made_up_benchmark(
         "resident_memory": scale * MIB * 112.7,
         "first_step_time": scale * np.array(time) + 20,
         "gradient_error": error,
+        "gradient_bias": 0.25 * np.array(error),
+        "gradient_bias_standard_error": 0.02 * np.array(error),
+        "gradient_variance": 0.75 * np.array(error),
     }
     texts = [json.dumps(made_up_rival(method, graph, model)) for method in methods]
     times = scale * np.outer(time, spread)

@@ -134,7 +134,9 @@ STRICTER: dict[str, set[str]] = {
     "gnn.shape": set(),
     # It is in every job: whatever it imported, every job would import and depend on.
     "records.job_log": {"records.devices", "records.versions"},
-    "records.datasets": {"records.versions", "records.whole_files"},
+    "records.datasets": {
+        *("records.claims", "records.versions", "records.whole_files"),
+    },
     "laws": {"laws"},
     "laws.solved_boundaries": {"records.datasets"},
     "laws.boundary_table": {"laws.clipped_normal", "laws.solver"},

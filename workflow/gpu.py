@@ -135,7 +135,7 @@ def command_of(part: Part, run: Run, seconds: float) -> list[str]:
         files = [
             str(path.relative_to(ROOT))
             for path in sorted((ROOT / "tests").rglob("test_*.py"))
-            if "mark.gpu" in path.read_text(encoding="utf-8")
+            if "pytest.mark.gpu" in path.read_text(encoding="utf-8")
         ]
         # No configuration: that of the project names options of a newer pytest.
         options = ["-c", os.devnull, f"--rootdir={ROOT}", "-p", "no:cacheprovider"]

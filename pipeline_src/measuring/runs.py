@@ -17,6 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from pipeline_src.graphs.graph import Graph
+from pipeline_src.measuring.gradient_error import GradientError, split_error
 from pipeline_src.records import datasets
 from pipeline_src.records.devices import describe_device, resolve_device
 from pipeline_src.training.meters import calls_to_time, measure_time
@@ -85,13 +86,16 @@ def measure_runs(
                 calls[index] = calls_to_time(seconds, device)
             log.info("%s: step %.3f s", specs[index].cell, seconds)
     del trainers
-    errors = [math.nan] * len(specs)
+    errors = [GradientError(math.nan, math.nan, math.nan)] * len(specs)
     if gradient_draws:
         errors = measure_gradient_errors(
             specs, graph, boundaries_of, steps=warmup, draws=gradient_draws
         )
     for row, error in zip(scalars, errors, strict=True):
-        row["gradient_error"] = error
+        row["gradient_error"] = error.total
+        row["gradient_bias"] = error.bias
+        row["gradient_bias_standard_error"] = error.bias_standard_error
+        row["gradient_variance"] = error.variance
     return datasets.measurement_record(
         [json.dumps(spec.to_json(), sort_keys=True) for spec in specs],
         datasets.describe_provenance(source_digest, describe_device(device), threads),
@@ -107,18 +111,19 @@ def measure_gradient_errors(
     *,
     steps: int,
     draws: int,
-) -> list[float]:
+) -> list[GradientError]:
     """Relative squared error of the weight gradients against full precision.
 
     sum |G - F|**2 / sum |F|**2 over the weight matrices of all convolutions, F being
     the gradient that the same network has at the same parameters, with the same masks
-    of ReLU and Dropout, when nothing is compressed; the mean over draws of the noise.
-    Parameters are those after a few steps in full precision.
+    of ReLU and Dropout, when nothing is compressed; the mean over draws of the noise,
+    and its bias and variance apart. Parameters are those after a few steps in full
+    precision.
     """
     groups: dict[MethodSpec, list[int]] = {}
     for index, spec in enumerate(specs):
         groups.setdefault(reference_of(spec.method), []).append(index)
-    errors = [math.nan] * len(specs)
+    errors = [GradientError(math.nan, math.nan, math.nan)] * len(specs)
     for reference, members in groups.items():
         # More epochs than the plan's, so that each draw has noise of its own.
         training = replace(specs[0].training, epochs=steps + draws)
@@ -127,26 +132,26 @@ def measure_gradient_errors(
         for step in range(steps):
             exact.step(step)
         state = exact.model.state_dict()
-        expected = [weight_gradient(exact, steps + draw) for draw in range(draws)]
+        expected = _weight_gradients(exact, steps, draws)
         for index in members:
             spec = replace(specs[index], training=training)
             trainer = Trainer(spec, graph, boundaries_of, seed=0)
             trainer.model.load_state_dict(state)
             _share_seeds(exact, trainer)
             with drawing_as_eager(spec.method):
-                found = [
-                    relative_squared_error(
-                        weight_gradient(trainer, steps + draw), truth
-                    )
-                    for draw, truth in enumerate(expected)
-                ]
-            errors[index] = float(torch.stack(found).mean())
-            if not math.isfinite(errors[index]):  # NaN would read as not measured
+                found = _weight_gradients(trainer, steps, draws)
+            error = errors[index] = split_error(found, expected)
+            if not math.isfinite(error.total):  # NaN would read as not measured
                 raise FloatingPointError(
-                    f"{spec.cell}: the gradient error is {errors[index]} after {steps}"
+                    f"{spec.cell}: the gradient error is {error.total} after {steps}"
                     " steps. Lower learning_rate or set gradient_clip."
                 )
-            log.info("%s: gradient error %.2e", spec.cell, errors[index])
+            log.info(
+                "%s: gradient error %.2e, of it bias %.2e",
+                spec.cell,
+                error.total,
+                error.bias,
+            )
     return errors
 
 
@@ -174,6 +179,12 @@ def drawing_as_eager(method: MethodSpec) -> Iterator[None]:
     torch.compiler.reset()
 
 
+def _weight_gradients(trainer: Trainer, first: int, draws: int) -> Tensor:
+    """Of some epochs, (draws, num_parameters)."""
+    epochs = range(first, first + draws)
+    return torch.stack([weight_gradient(trainer, epoch) for epoch in epochs])
+
+
 def weight_gradient(trainer: Trainer, epoch: int) -> Tensor:
     """Gradients of the weight matrices at the present parameters, in one vector."""
     torch.manual_seed(epoch)  # of Dropout, where it is drawn from torch's generator
@@ -187,11 +198,6 @@ def weight_gradient(trainer: Trainer, epoch: int) -> Tensor:
         if parameter.dim() == 2 and parameter.grad is not None
     ]
     return torch.cat(gradients)
-
-
-def relative_squared_error(estimate: Tensor, truth: Tensor) -> Tensor:
-    """|estimate - truth|**2 / |truth|**2, ()."""
-    return (estimate - truth).square().sum() / truth.square().sum()
 
 
 def _share_seeds(reference: Trainer, trainer: Trainer) -> None:

@@ -5,7 +5,6 @@ process, whatever kills it, so a claim is never stale. Where the file system kno
 locks, as some network ones, nobody can be asked and a claim is only a note.
 """
 
-import atexit
 import fcntl
 import os
 import platform
@@ -36,7 +35,7 @@ def claim(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")
     attempts = ATTEMPTS
-    while (locked := _lock(file)) is False:
+    while _lock(file) is False:
         attempts -= 1
         if not attempts:
             file.seek(0)
@@ -48,8 +47,14 @@ def claim(path: Path) -> None:
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
     _claims.append(file)
-    if locked is None:  # nobody takes a note back but its writer
-        atexit.register(file.truncate, 0)
+
+
+def withdraw() -> None:
+    """Take back what this process claimed: a note, unlike a lock, outlives it."""
+    for file in _claims:
+        file.truncate(0)
+        file.close()
+    _claims.clear()
 
 
 def holder_of(path: Path) -> str | None:

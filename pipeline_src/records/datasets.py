@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from pipeline_src.records.claims import can_lock
 from pipeline_src.records.versions import package_versions
 from pipeline_src.records.whole_files import written_whole
+
+# Files are written under names of their own and renamed, so HDF5's locks guard nothing;
+# where a file system knows none, they make every file fail. Read when HDF5 is loaded.
+_ASKED_IN_TIME = "HDF5_USE_FILE_LOCKING" in os.environ or "netCDF4" not in sys.modules
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 FilePath = str | os.PathLike[str]
 
@@ -57,6 +64,9 @@ MEASUREMENT_SCALARS = {
     **MEMORY_SCALARS,
     "first_step_time": ("s", "time of the first step, compilation included"),
     "gradient_error": ("1", "relative squared error of the weight gradients"),
+    "gradient_bias": ("1", "part of the gradient error that is bias"),
+    "gradient_bias_standard_error": ("1", "standard error of gradient_bias"),
+    "gradient_variance": ("1", "part of the gradient error that is variance"),
 }
 RUN_SCALARS = {
     "test_accuracy": ("1", "test accuracy at the epoch of best validation accuracy"),
@@ -91,7 +101,11 @@ def write_dataset(dataset: xr.Dataset, path: FilePath) -> None:
     }
     plain = plain.assign_attrs({CHECKSUM: content_checksum(plain)})
     with written_whole(path) as temporary:
-        plain.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
+        try:
+            plain.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
+        except PermissionError as error:
+            _blame_locks(temporary, error)
+            raise
 
 
 def read_dataset(path: FilePath) -> xr.Dataset:
@@ -110,11 +124,28 @@ def read_dataset(path: FilePath) -> xr.Dataset:
         if expected is not None and content_checksum(dataset) != expected:
             raise ValueError("its contents do not match their checksum")
     except DAMAGE as error:
+        _blame_locks(path, error)
         raise OSError(
             f"{path} is not a readable NetCDF file ({error}); delete it and run"
             f" snakemake again, which makes it anew: rm {shlex.quote(str(path))}"
         ) from error
     return dataset
+
+
+def _blame_locks(path: FilePath, error: Exception) -> None:
+    """Tell a file that HDF5 could not lock from one without rights, or damaged.
+
+    Raises:
+        OSError: if HDF5 locks files, and they cannot be locked where this one lies.
+    """
+    wish = os.environ["HDF5_USE_FILE_LOCKING"].upper()
+    locks = wish not in ("FALSE", "0") or not _ASKED_IN_TIME
+    if locks and not can_lock(Path(path).parent):
+        raise OSError(
+            f"{path}: HDF5 locks files, and files cannot be locked there. Set "
+            "HDF5_USE_FILE_LOCKING=FALSE before Python starts, or import pipeline_src "
+            "before netCDF4; nothing is wrong with the file"
+        ) from error
 
 
 def read_datasets(paths: Iterable[FilePath]) -> list[xr.Dataset]:

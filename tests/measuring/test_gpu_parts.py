@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline_src.gnn import aggregation as aggregations
-from pipeline_src.gnn.aggregation import gcn_aggregation
+from pipeline_src.gnn.aggregation import gcn_aggregation, mean_aggregation
 from pipeline_src.graphs.graph import check_graph
 from pipeline_src.graphs.sizes import GraphSizes
 from pipeline_src.measuring.gpu import agreement, kernels, steps
@@ -17,7 +17,7 @@ from pipeline_src.measuring.gpu.aggregation import (
     look_at_aggregation,
 )
 from pipeline_src.measuring.gpu.agreement import codes_of, compare_codes
-from pipeline_src.measuring.gpu.clock import Deadline
+from pipeline_src.measuring.gpu.clock import Deadline, DeviceClock, Timed
 from pipeline_src.measuring.gpu.graphs import drawn_graph
 from pipeline_src.measuring.gpu.results import Rows, read_rows
 from pipeline_src.measuring.gpu.summary import faults
@@ -324,3 +324,49 @@ def test_a_column_that_no_file_has_is_refused(tmp_path):
         rows.add({"one": 1, "three": 3})
     rows.add({"two": 2.5})
     assert read_rows(rows.path) == [{"one": "", "two": "2.5"}]
+
+
+# --- on a GPU -------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", ["true", "false"], ids=["compiled", "plain"])
+@pytest.mark.parametrize(("bits", "even"), agreement.SETTINGS)
+def test_a_gpu_makes_the_codes_of_a_cpu(bits, even, compile):
+    """But for values within rounding of an edge; metadata may not differ at all."""
+    found = compare_codes(bits, even, 4_000_000, torch.device("cuda"), compile)
+    assert faults("agreement", [{name: str(one) for name, one in found.items()}]) == []
+
+
+@pytest.mark.gpu
+def test_an_aggregation_on_a_gpu_overwrites_nan():
+    """Whether it repeats bit for bit is not known, and is counted by the command."""
+    adjacency = drawn_graph("drawn", SIZES, CPU).adjacency
+    terms = int(adjacency.degree.max()) + 19
+    for make in (mean_aggregation, gcn_aggregation):
+        for width in (1, 40, 128):
+            one, other = make(adjacency.to("cuda")), make(adjacency)
+            found = compare_aggregations(one, other, width, terms, torch.device("cuda"))
+            assert found["library_shows_nan"] == 0
+            assert found["cpu_difference_over_bound"] <= 1
+
+
+@pytest.mark.gpu
+def test_a_graph_drawn_on_a_gpu_is_a_graph():
+    graph = drawn_graph("drawn", SIZES, torch.device("cuda"))
+    assert graph.features.device.type == graph.adjacency.column.device.type == "cuda"
+    check_graph(graph.to("cpu"))
+    assert graph.sizes == SIZES
+
+
+@pytest.mark.gpu
+def test_launches_are_counted_and_small_calls_are_timed_ahead_of_the_device():
+    """An addition is one kernel, which takes a GPU less than a millisecond."""
+    x = torch.zeros(1000, device="cuda")
+    x.add_(1.0)
+    assert steps.count_launches(lambda: x.add_(1.0)) == 1
+    clock, timed = DeviceClock(x.device), Timed({}, [lambda: x.add_(1.0)], 0)
+    for _ in range(3):
+        clock.sample(timed)
+    assert all(0 < seconds < 1e-3 for seconds in timed.device_seconds)
+    assert timed.host_bound == 0

@@ -147,6 +147,8 @@ def test_gradient_errors_have_equal_masks_and_fall_with_bits():
     full, exact2, exact8, lean2, lean8, apart = runs.measure_gradient_errors(
         specs, GRAPH, None, steps=2, draws=2
     )
+    errors = (full, exact2, exact8, lean2, lean8, apart)
+    full, exact2, exact8, lean2, lean8, apart = (one.total for one in errors)
     assert full == 0
     assert 0 < exact8 < 1e-3 < exact2 < 1
     assert 0 < lean8 < 1e-3 < lean2 < 1
@@ -159,15 +161,10 @@ def test_rivals_have_the_masks_of_eager_ones(technique):
     method = MethodSpec("rival", "rival", "pyg", technique=technique)
     spec = dataclasses.replace(SPECS[0], method=method, compile="auto")
     (error,) = runs.measure_gradient_errors([spec], GRAPH, None, steps=1, draws=1)
-    assert error < 1e-3
+    assert error.total < 1e-3
 
 
 def test_projection_makes_the_gradient_of_the_published_layout_useless():
     """EXACT keeps every eighth: the error of the projection alone is (D - 1) / R."""
     error, _ = runs.measure_gradient_errors(SPECS[1:], GRAPH, None, steps=1, draws=2)
-    assert error > 1
-
-
-def test_relative_squared_error_by_hand():
-    estimate, truth = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 0.0, 2.0])
-    assert float(runs.relative_squared_error(estimate, truth)) == 1.0
+    assert error.total > 1

@@ -256,9 +256,10 @@ def test_training_gives_every_measured_number_and_the_ratio_to_eager(tmp_path):
     """Medians: 4.1 s eager, 1.24 s lean. Times are 0.97 to 1.05 of the median."""
     table = training_table(benchmark(tmp_path))
     csv_columns = to_csv(table).splitlines()[0].split(",")
-    assert csv_columns[:9] == [
+    assert csv_columns[:12] == [
         *("graph", "model", "method", "saved_mib", "peak_mib", "resident_mib"),
-        *("epoch_time_s", "epoch_time_ratio", "gradient_error"),
+        *("epoch_time_s", "epoch_time_ratio", "gradient_error", "gradient_bias"),
+        *("gradient_bias_standard_error", "gradient_variance"),
     ]
     rows = table.values.set_index("method")
     labels = [label for label, *_ in BENCHMARK.values()]
@@ -278,6 +279,8 @@ def test_training_gives_every_measured_number_and_the_ratio_to_eager(tmp_path):
     assert shown["time per epoch [s] (min … max)"] == "1.24 (1.20 … 1.30)"
     assert shown["time / PyG eager"] == "0.30"
     assert shown["gradient error"] == "4.2e-02"
+    assert shown["of it bias"] == "1.1e-02 ± 8e-04"
+    assert shown["of it variance"] == "3.2e-02"
 
 
 def test_training_without_eager_or_time_or_error_says_so(tmp_path):

@@ -8,7 +8,13 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipeline_src.quant.compilers import plain_kernels_warning
-from pipeline_src.records.claims import UNKNOWN, ClaimedError, claim, holder_of
+from pipeline_src.records.claims import (
+    UNKNOWN,
+    ClaimedError,
+    claim,
+    holder_of,
+    withdraw,
+)
 from pipeline_src.records.whole_files import write_whole
 from pipeline_src.report.markdown import as_shown
 
@@ -96,3 +102,8 @@ onstart:
 
 onsuccess:
     print_summary()
+    withdraw()
+
+
+onerror:
+    withdraw()

@@ -30,7 +30,8 @@ from torch import Tensor
 from pipeline_src.training.meters import measure_time
 
 FILL_BYTES = 2**30  # larger than any cache; some 0.3 ms on a fast device
-MOST_LEAD = 0.03  # seconds: a hundred fills, where a stream takes a thousand
+MOST_LEAD = 0.03  # seconds
+MOST_FILLS = 200  # in a lead, where a stream takes a thousand launches
 MIN_CALLS = 8  # in a sample: far more than the resolution of an event
 TRIALS = 4  # to get ahead of the device
 
@@ -117,7 +118,7 @@ class DeviceClock:
         begin = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
         if lead:
-            self._fill(1 + int(lead / self._fill_seconds))
+            self._fill(min(MOST_FILLS, 1 + int(lead / self._fill_seconds)))
         begin.record()
         start = time.perf_counter()
         results = [call() for call in calls]

@@ -16,7 +16,9 @@ _MEMORY = {
     "peak_memory": "peak_mib",
     "resident_memory": "resident_mib",
 }
-_OTHER = {"first_step_time": "first_step_time_s", "gradient_error": "gradient_error"}
+GRADIENT = ["gradient_error", "gradient_bias", "gradient_bias_standard_error"]
+GRADIENT += ["gradient_variance"]
+_OTHER = {"first_step_time": "first_step_time_s", **{name: name for name in GRADIENT}}
 
 
 def without_prefixes(frame: pd.DataFrame) -> pd.DataFrame:

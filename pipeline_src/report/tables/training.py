@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipeline_src.report.tables.measured import measured_frame
+from pipeline_src.report.tables.measured import GRADIENT, measured_frame
 from pipeline_src.report.tables.table import (
     NOT_MEASURED,
     NUMBER_MISSING,
@@ -19,7 +19,7 @@ from pipeline_src.report.tables.table import (
 )
 
 _COLUMNS = ["graph", "model", "method", "saved_mib", "peak_mib", "resident_mib"]
-_COLUMNS += ["epoch_time_s", "epoch_time_ratio", "gradient_error"]
+_COLUMNS += ["epoch_time_s", "epoch_time_ratio", *GRADIENT]
 _COLUMNS += ["saved_with_loss_mib", "first_step_time_s"]
 _COLUMNS += ["epoch_time_min_s", "epoch_time_max_s"]
 
@@ -47,6 +47,12 @@ def training_table(runs: xr.Dataset) -> Table:
     shown["time per epoch [s] (min … max)"] = spread.where(timed, NOT_MEASURED)
     shown["time / PyG eager"] = text_column(values["epoch_time_ratio"], "{:.2f}")
     shown["gradient error"] = text_column(values["gradient_error"], "{:.1e}")
+    bias = text_column(values["gradient_bias"], "{:.1e}")
+    error = text_column(values["gradient_bias_standard_error"], "{:.0e}")
+    shown["of it bias"] = (bias + " ± " + error).where(
+        values["gradient_bias_standard_error"].notna(), bias
+    )
+    shown["of it variance"] = text_column(values["gradient_variance"], "{:.1e}")
     shown["saved with loss side [MiB]"] = values["saved_with_loss_mib"].map(mebibytes)
     shown["first step [s]"] = values["first_step_time_s"].map(three_digits)
     return Table(
@@ -54,7 +60,9 @@ def training_table(runs: xr.Dataset) -> Table:
         "Saved: bytes kept for backward, by the published definition. Step peak: the"
         " most a training step holds above model and data, which are resident. Time per"
         " epoch: median (least … most) of the repeats, the methods taking turns."
-        " Gradient error: squared error of the weight gradients over their square."
+        " Gradient error: squared error of the weight gradients over their square;"
+        " bias, with its standard error, is what is left of it when draws are averaged,"
+        " and may come out below 0; variance is the rest."
         " First step: compilation included.",
         values,
         shown,
