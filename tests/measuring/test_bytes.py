@@ -58,7 +58,7 @@ def measured(model, method, graph, loss):
     return measure_saved_memory(trainer)
 
 
-def even_boundaries(bits, block_size, sided):
+def even_boundaries(bits, block_size):
     return [float(edge) for edge in range(2**bits)]
 
 
