@@ -383,7 +383,7 @@ def test_a_method_names_the_recipe_of_each_activation():
     assert recipes == [(2, 4, 8 * 5), (2, 1, 8 * 18)]
     assert asked == [(2, 8 * 5), (2, 8 * 18)]
     for recipe in (projected, whole):
-        expected = torch.tensor(solved(2, recipe.block_size, False))
+        expected = torch.tensor(solved(2, recipe.block_size))
         assert torch.equal(recipe.boundaries, expected)
         assert recipe.compile == "false"
     assert keeper_of(FULL, SHAPE, None, "false", CPU) is None
