@@ -49,7 +49,9 @@ def test_what_a_published_file_does_not_hold_is_refused(old, new, message):
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem
+    "page",
+    [*sorted(ROOT.glob("*.md")), ROOT / "config" / "README.md", *PAGES],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_pictures_links_and_included_files_are_there(page):
     """Also where no site is built; `make docs` asks for headings as well."""
