@@ -49,7 +49,7 @@ from pipeline_src.training.meters import allocated_bytes
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from pipeline_src.training.trainer import Trainer
 
-STEPS, DRAWS = 5, 32
+STEPS, DRAWS = 5, 128
 HIDDEN_LAYERS, WIDTH, DROPOUT = 2, 64, 0.5
 ARXIV_WIDTH = 128
 
