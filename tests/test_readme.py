@@ -104,6 +104,39 @@ def test_the_count_of_faults_is_that_of_the_published_table():
     assert f"did {trials} faults of {len(rows)} kinds, and no run was lost" in words
 
 
+def published(name):
+    path = ROOT / "results" / "published" / name
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_granularities_at_equal_bits_take_the_bytes_that_the_page_says():
+    groups = {}
+    for row in published("sgquant/sgquant.csv"):
+        kind, _, bits = row["method"].partition(" at ")
+        if bits:
+            key = (row["graph"], row["model"], row["hyperparameters"], bits)
+            groups.setdefault(key, {})[kind] = float(row["packed_mib"])
+    ratios = [
+        size / sizes["uniform"]
+        for sizes in groups.values()
+        for kind, size in sizes.items()
+        if kind != "uniform"
+    ]
+    page = (ROOT / "docs" / "results" / "sgquant.md").read_text(encoding="utf-8")
+    words = " ".join(page.split())
+    ends = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    assert f"packed bytes are {ends} of uniform" in words
+
+
+def test_the_benchmark_says_which_codes_of_lean_it_measured():
+    """Tables tell bias from variance since codes share their noise."""
+    (first, *_) = published("benchmark/training.csv")
+    page = (ROOT / "docs" / "results" / "benchmark.md").read_text(encoding="utf-8")
+    before = "before `lean`'s codes shared their noise" in page
+    assert before == ("gradient_bias" not in first)
+
+
 def test_example_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
