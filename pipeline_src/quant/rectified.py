@@ -33,11 +33,11 @@ levels remain useful.
 
 A byte holds the codes of 8 / bits consecutive rows at one feature, so all kernels run
 along features, which are contiguous in activations and in codes alike. They overwrite
-what they are given: a compiler left to itself would hold a second tensor of the full
-size. Compiled kernels take a layer at once; plain ones, which hold a dozen temporaries,
-a few blocks at a time. Neither choice changes a bit of the results: sums over rows are
-formed for 8 rows at a time in the order of the rows, kept for the whole layer, and
-added up by one operation.
+what they are given, a run of blocks at a time: a compiler left to itself holds up to
+four tensors of the size that it is given, and a plain kernel a dozen, so plain ones
+take even fewer blocks. Neither choice changes a bit of the results: sums over rows are
+formed for 8 rows at a time in the order of the rows, added up run by run, and runs are
+the same for both.
 """
 
 import functools
@@ -60,6 +60,8 @@ from pipeline_src.quant.shared_noise import (
 
 RECTIFIED_BITS = (1, 2, 4, 8)
 PLAIN_VALUES = 2**15  # that a plain kernel takes at once
+RUN_VALUES = 2**20  # a compiled one, on a CPU: 4 MiB, a share of its cache
+RUN_VALUES_ON_GPU = 2**24  # 64 MiB: fills a GPU, and little beside the activations
 # Ends below this decode to finite values and variances: an estimate lies within 5
 # reaches of the middle, a reach is below 2**61, and (5 * 2**61)**2 is below 2**127.
 LARGEST_END = 2.0**60
@@ -173,16 +175,19 @@ class RectifiedCodes:
         They are the gradients of BatchNorm's bias and weight.
         """
         kernel = _gradient_sums_fused if self.setting.fused else _gradient_sums
-        blocks, num_bytes, per_byte, width = self.shape
+        _, num_bytes, per_byte, width = self.shape
         together = math.gcd(num_bytes, _ROWS_ADDED // per_byte)
-        sums = gradient.new_empty((2, blocks, num_bytes // together, width))
-        of_gradient, of_product = sums
-        rows = gradient.view(self.shape)
-        # A plain kernel's temporaries are of the size of the sums.
-        for part in self._parts(_ROWS_ADDED):
-            stored = self._stored.blocks(part)
-            kernel(rows[part], stored, of_gradient[part], of_product[part])
-        return sums.view(2, -1, width).sum(dim=1)
+        groups = num_bytes // together
+        rows, total = gradient.view(self.shape), gradient.new_zeros((2, width))
+        for run in self._parts(fused=True):
+            size = run.stop - run.start
+            sums = gradient.new_empty((2, size, groups, width))
+            # A plain kernel's temporaries are of the size of the sums.
+            for part in self._parts(_ROWS_ADDED, blocks=size):
+                of = slice(run.start + part.start, run.start + part.stop)
+                kernel(rows[of], self._stored.blocks(of), sums[0, part], sums[1, part])
+            total += sums.view(2, -1, width).sum(dim=1)
+        return total
 
     def backpropagate(
         self,
@@ -216,11 +221,14 @@ class RectifiedCodes:
         blocks, num_bytes, width = self.packed.shape
         return torch.Size((blocks, num_bytes, 8 // self.setting.coder.bits, width))
 
-    def _parts(self, factor: int = 1, blocks: int | None = None) -> Iterator[slice]:
+    def _parts(
+        self, factor: int = 1, blocks: int | None = None, fused: bool | None = None
+    ) -> Iterator[slice]:
         shape = self.shape
         blocks = shape[0] if blocks is None else blocks
-        size = factor * PLAIN_VALUES // shape[1:].numel()
-        return _parts(blocks, size, self.setting.fused)
+        fused = self.setting.fused if fused is None else fused
+        values = shape[1:].numel() if fused else -(-shape[1:].numel() // factor)
+        return _parts(blocks, values, fused, self.packed.device)
 
     @functools.cached_property
     def _stored(self) -> _Stored:
@@ -236,9 +244,13 @@ class RectifiedCodes:
         )
 
 
-def _parts(blocks: int, size: int, fused: bool) -> Iterator[slice]:
-    """Blocks that one call of a kernel takes: all, or about `size` if it is plain."""
-    size = blocks if fused else max(1, size)
+def _parts(
+    blocks: int, values: int, fused: bool, device: torch.device
+) -> Iterator[slice]:
+    """Blocks of so many values each that one call of a kernel takes."""
+    on_gpu = device.type == "cuda"
+    at_once = (RUN_VALUES_ON_GPU if on_gpu else RUN_VALUES) if fused else PLAIN_VALUES
+    size = max(1, at_once // values)
     for start in range(0, blocks, size):
         yield slice(start, min(start + size, blocks))
 
@@ -262,7 +274,7 @@ def side_means(
     groups, width = num_nodes // _ROWS_ADDED, y.shape[1]
     whole = y[: groups * _ROWS_ADDED].view(groups, _ROWS_ADDED, width)
     sums = y.new_empty((3, groups, width))
-    for part in _parts(groups, PLAIN_VALUES // width, fused):
+    for part in _parts(groups, width, fused, y.device):
         kernel(whole[part], normalization, *(one[part] for one in sums))
     total = sums.sum(dim=1)
     if rest := num_nodes - len(whole) * _ROWS_ADDED:
@@ -292,9 +304,7 @@ def encode(
     keys = _keys(seed, codes.shape, setting.fused).view(-1, per_byte)
     kernel = _encode_fused if setting.fused else _encode
     rows = y.view(-1, per_byte, width)
-    for part in _parts(
-        blocks, PLAIN_VALUES // y[: coder.rows_per_block].numel(), setting.fused
-    ):
+    for part in _parts(blocks, coder.rows_per_block * width, setting.fused, y.device):
         of_bytes = slice(part.start * num_bytes, part.stop * num_bytes)
         kernel(
             # One tensor for each code of a byte: a compiler that is given the whole
