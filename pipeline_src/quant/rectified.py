@@ -61,7 +61,8 @@ from pipeline_src.quant.shared_noise import (
 RECTIFIED_BITS = (1, 2, 4, 8)
 PLAIN_VALUES = 2**15  # that a plain kernel takes at once
 RUN_VALUES = 2**20  # a compiled one, on a CPU: 4 MiB, a share of its cache
-RUN_VALUES_ON_GPU = 2**24  # 64 MiB: fills a GPU, and little beside the activations
+# There kernels hold nothing of the size they are given; sums over 8 rows are 64 MiB.
+RUN_VALUES_ON_GPU = 2**26
 # Ends below this decode to finite values and variances: an estimate lies within 5
 # reaches of the middle, a reach is below 2**61, and (5 * 2**61)**2 is below 2**127.
 LARGEST_END = 2.0**60
@@ -178,7 +179,7 @@ class RectifiedCodes:
         _, num_bytes, per_byte, width = self.shape
         together = math.gcd(num_bytes, _ROWS_ADDED // per_byte)
         groups = num_bytes // together
-        rows, total = gradient.view(self.shape), gradient.new_zeros((2, width))
+        rows, total = gradient.view(self.shape), None
         for run in self._parts(fused=True):
             size = run.stop - run.start
             sums = gradient.new_empty((2, size, groups, width))
@@ -186,7 +187,9 @@ class RectifiedCodes:
             for part in self._parts(_ROWS_ADDED, blocks=size):
                 of = slice(run.start + part.start, run.start + part.stop)
                 kernel(rows[of], self._stored.blocks(of), sums[0, part], sums[1, part])
-            total += sums.view(2, -1, width).sum(dim=1)
+            of_run = sums.view(2, -1, width).sum(dim=1)
+            total = of_run if total is None else total.add_(of_run)
+        assert total is not None, "there are nodes, so blocks"
         return total
 
     def backpropagate(
