@@ -28,7 +28,7 @@ order of their own for each.
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -374,7 +374,6 @@ class LeanNetwork(Function):
         kept, ctx.kept, ctx.references = ctx.kept, None, None
         num_nodes = grad_logits.shape[0]
         found = [Gradients() for _ in layers]
-        scalar = _scalars(grad_logits)
         gradient = grad_logits
         for slot in range(len(layers) - 1, 0, -1):
             runs_kept = kept.pop()
@@ -395,7 +394,7 @@ class LeanNetwork(Function):
             del transposed, rows
             below = slot - 1
             _through_normalization(
-                layers[below], found[below], runs_kept, runs, gradient, scalar
+                layers[below], found[below], runs_kept, runs, gradient
             )
         rows = gradient[:num_nodes]
         found[0].bias = rows.sum(dim=0)
@@ -435,7 +434,6 @@ class _Keeping:
         finite: Tensor,
     ) -> None:
         self.recipe = recipe
-        self.scalar = _scalars(seeds)
         self.has_root = layers[0].root_weight is not None
         names = recipe.names(len(layers), self.has_root)
         self.seeds = dict(zip(names, seeds, strict=True))
@@ -475,7 +473,7 @@ class _Keeping:
             means = None
             if coder.needs_means:
                 means = side_means(y, runs.num_nodes, normalization, fused)
-            probability = self.scalar(drawn)
+            probability = _scalar(drawn, y.device)
             setting = RectifiedSetting(coder, normalization, probability, means, fused)
             codes = encode(y, seed, setting)
             flag.logical_and_(codes.is_finite)
@@ -539,7 +537,6 @@ def _through_normalization(
     kept: list[KeptRun],
     runs: Runs,
     gradient: Tensor,  # (padded rows, width): of h; overwritten with that of y
-    scalar: Callable[[float], Tensor],  # on the device
 ) -> None:
     """Through Dropout, ReLU and BatchNorm, in place."""
     for run in kept:
@@ -561,17 +558,13 @@ def _through_normalization(
         if layer.norm.by_batch:
             share = 1.0 / runs.num_nodes
     for codes, part in parts:
-        codes.backpropagate(part, sums, scalar(share))
+        codes.backpropagate(part, sums, _scalar(share, part.device))
 
 
-def _scalars(like: Tensor) -> Callable[[float], Tensor]:
-    """Makes () tensors on a device, one for each value however often it is asked."""
-
-    @functools.cache
-    def scalar(value: float) -> Tensor:
-        return torch.full((), value, dtype=torch.float32, device=like.device)
-
-    return scalar
+@functools.lru_cache(maxsize=64)
+def _scalar(value: float, device: torch.device) -> Tensor:
+    """A () tensor that nothing writes to, made once: each time costs a GPU a launch."""
+    return torch.full((), value, dtype=torch.float32, device=device)
 
 
 def _codes_of_rows(
@@ -601,5 +594,5 @@ def _normalization(
     weight = y.new_ones(width) if weight is None else weight
     bias = y.new_zeros(width) if bias is None else bias
     if norm is None:
-        return Normalization(bias, weight, weight, bias)
+        return Normalization(bias, y.new_ones(width), weight, bias)
     return Normalization(statistics[-1].mean, statistics[-1].inverse_std, weight, bias)
