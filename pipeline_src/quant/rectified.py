@@ -350,6 +350,9 @@ def _encode(
     per_byte = len(rows)
     bits = 8 // per_byte
     steps = 2 ** (bits - 1) - 1
+    # Tells the compiler, which would take the stride for free.
+    stride = per_byte * packed.shape[2]
+    assert all(one.stride(0) == stride for one in rows), "rows of other tensors"
     y = [one.view(packed.shape) for one in rows]
     columns = torch.arange(packed.shape[2], dtype=torch.int32, device=packed.device)
     scale = 1.0 / (1.0 - dropout)
@@ -371,7 +374,7 @@ def _encode(
         normalized = (y[j] - mean) * inverse_std
         affine = normalized * weight + bias
         active = ~(affine <= 0)  # a NaN goes on, to be seen
-        key = keys[:, j].view(packed.shape[0], -1, 1)
+        key = keys[:, j].view(packed.shape[0], packed.shape[1], 1)
         noise, dropping = uniform_pair(key, columns)
         code = active.to(torch.int32) << (bits - 1)
         if ends is not None:
@@ -503,9 +506,13 @@ _STORED = {"stored.packed": 0, "stored.ends": 0, "stored.keys": 0}
 _active_sums_fused = fuse(
     _active_sums, {"y": 0, "count": 0, "of_active": 0, "of_all": 0}
 )
-_encode_fused = fuse(_encode, {"rows": 0, "packed": 0, "ends": 0, "keys": 0})
-_gradient_sums_fused = fuse(
-    _gradient_sums, {"gradient": 0, "of_gradient": 0, "of_product": 0, **_STORED}
+_encode_fused = fuse(
+    _encode, {"rows": 0, "packed": 0, "ends": 0, "keys": 0}, one_pass=True
 )
-_backpropagate_fused = fuse(_backpropagate, {"gradient": 0, **_STORED})
-_output_fused = fuse(_output, {"h": 0, **_STORED})
+_gradient_sums_fused = fuse(
+    _gradient_sums,
+    {"gradient": 0, "of_gradient": 0, "of_product": 0, **_STORED},
+    one_pass=True,
+)
+_backpropagate_fused = fuse(_backpropagate, {"gradient": 0, **_STORED}, one_pass=True)
+_output_fused = fuse(_output, {"h": 0, **_STORED}, one_pass=True)
