@@ -176,8 +176,7 @@ class RectifiedCodes:
         sums = gradient.new_empty((2, blocks, num_bytes // together, width))
         of_gradient, of_product = sums
         rows = gradient.view(self.shape)
-        # A plain kernel's temporaries are of the size of the sums.
-        for part in self._parts(_ROWS_ADDED):
+        for part in self._parts():
             stored = self._stored.blocks(part)
             kernel(rows[part], stored, of_gradient[part], of_product[part])
         return sums.view(2, -1, width).sum(dim=1)
@@ -214,11 +213,10 @@ class RectifiedCodes:
         blocks, num_bytes, width = self.packed.shape
         return torch.Size((blocks, num_bytes, 8 // self.setting.coder.bits, width))
 
-    def _parts(self, factor: int = 1, blocks: int | None = None) -> Iterator[slice]:
+    def _parts(self, blocks: int | None = None) -> Iterator[slice]:
         shape = self.shape
         blocks = shape[0] if blocks is None else blocks
-        size = factor * PLAIN_VALUES // shape[1:].numel()
-        return _parts(blocks, size, self.setting.fused)
+        return _parts(blocks, PLAIN_VALUES // shape[1:].numel(), self.setting.fused)
 
     @functools.cached_property
     def _stored(self) -> _Stored:
@@ -448,22 +446,26 @@ def _gradient_sums(
 ) -> None:
     """Write sums of the gradient of u and of that times n."""
     blocks, groups, width = of_gradient.shape
-    per_byte = gradient.shape[2]
-    gradient = gradient.view(blocks, groups, -1, per_byte, width)
-    packed = stored.packed.view(blocks, groups, -1, width)
-    keys = stored.keys.view(blocks, groups, -1, per_byte, 1)
+    found = _decode_all(stored)
     scale = 1.0 / (1.0 - stored.dropout)
-    first = second = torch.zeros((1, 1, 1), device=gradient.device)
-    for byte in range(packed.shape[2]):
-        words = packed[:, :, byte].to(torch.int32)
-        for j in range(per_byte):
-            bits = 8 // per_byte
-            found = _decode(stored, words, j * bits, keys[:, :, byte, j])
-            passed = torch.where(found.kept, gradient[:, :, byte, j] * scale, 0.0)
-            first = first + passed
-            second = second + passed * found.normalized
-    of_gradient.copy_(first)
-    of_product.copy_(second)
+    passed = torch.where(found.kept, gradient * scale, 0.0)
+    for result, terms in (
+        (of_gradient, passed),
+        (of_product, passed * found.normalized),
+    ):
+        result.copy_(_sum_of_rows(terms.view(blocks, groups, -1, width)))
+
+
+def _sum_of_rows(
+    terms: Tensor,  # (blocks, groups, rows, features)
+) -> Tensor:
+    """Sum over rows, one after another: (blocks, groups, features)."""
+    if torch.compiler.is_compiling() and terms.device.type == "cpu":
+        return terms.sum(dim=2)  # a loop in that order, and quicker to compile
+    total = torch.zeros((1, 1, 1), device=terms.device)
+    for row in terms.unbind(2):
+        total = total + row
+    return total
 
 
 def _decode_all(stored: _Stored) -> _Decoded:
