@@ -285,10 +285,6 @@ def made_up_boundaries(block_sizes=(4, 8, 16, 32, 64, 1024, 4096)) -> xr.Dataset
             reduction[i, j] = 0.02 * np.log2(size) * (one > 1)
     alpha = np.where(bits[:, None] > 1, boundaries[:, :, 1], np.nan)
     dims = ("bits", "block_size")
-    sided = np.full((*shape, 128), np.nan)
-    for i, levels in ((1, 3), (2, 8), (3, 128)):
-        middle = np.arange(1.0, levels - 1) * 0.99
-        sided[i, :, :levels] = [0.0, *middle, levels - 1]
     return xr.Dataset(
         {
             "boundaries": ((*dims, "level"), boundaries, {"units": "bin"}),
@@ -296,14 +292,11 @@ def made_up_boundaries(block_sizes=(4, 8, 16, 32, 64, 1024, 4096)) -> xr.Dataset
             "rounding_variance": (dims, 0.16 * (1 - reduction), {"units": "bin2"}),
             "rounding_variance_even": (dims, 0.16 + 0 * reduction, {"units": "bin2"}),
             "variance_reduction": (dims, reduction, {"units": "1"}),
-            "sided_boundaries": ((*dims, "sided_level"), sided, {"units": "bin"}),
-            "sided_variance_reduction": (dims, reduction, {"units": "1"}),
         },
         {
             "bits": bits,
             "block_size": list(block_sizes),
             "level": np.arange(256),
-            "sided_level": np.arange(128),
         },
     )
 

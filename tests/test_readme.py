@@ -49,7 +49,9 @@ def test_what_a_published_file_does_not_hold_is_refused(old, new, message):
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem
+    "page",
+    [*sorted(ROOT.glob("*.md")), ROOT / "config" / "README.md", *PAGES],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_pictures_links_and_included_files_are_there(page):
     """Also where no site is built; `make docs` asks for headings as well."""
@@ -100,6 +102,39 @@ def test_the_count_of_faults_is_that_of_the_published_table():
     page = ROOT / "docs" / "how-to" / "troubleshooting.md"
     words = " ".join(page.read_text(encoding="utf-8").split())
     assert f"did {trials} faults of {len(rows)} kinds, and no run was lost" in words
+
+
+def published(name):
+    path = ROOT / "results" / "published" / name
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_granularities_at_equal_bits_take_the_bytes_that_the_page_says():
+    groups = {}
+    for row in published("sgquant/sgquant.csv"):
+        kind, _, bits = row["method"].partition(" at ")
+        if bits:
+            key = (row["graph"], row["model"], row["hyperparameters"], bits)
+            groups.setdefault(key, {})[kind] = float(row["packed_mib"])
+    ratios = [
+        size / sizes["uniform"]
+        for sizes in groups.values()
+        for kind, size in sizes.items()
+        if kind != "uniform"
+    ]
+    page = (ROOT / "docs" / "results" / "sgquant.md").read_text(encoding="utf-8")
+    words = " ".join(page.split())
+    ends = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    assert f"packed bytes are {ends} of uniform" in words
+
+
+def test_the_benchmark_says_which_codes_of_lean_it_measured():
+    """Tables tell bias from variance since codes share their noise."""
+    (first, *_) = published("benchmark/training.csv")
+    page = (ROOT / "docs" / "results" / "benchmark.md").read_text(encoding="utf-8")
+    before = "before `lean`'s codes shared their noise" in page
+    assert before == ("gradient_bias" not in first)
 
 
 def test_example_runs(capsys):

@@ -5,13 +5,11 @@ import xarray as xr
 
 from pipeline_src.laws.clipped_normal import (
     PACKABLE_BITS,
-    SIDED_LEVELS,
     ClippedNormal,
-    SidedNormal,
     even_boundaries,
     rounding_variance,
 )
-from pipeline_src.laws.solver import solve_boundaries, solve_sided_boundaries
+from pipeline_src.laws.solver import solve_boundaries
 
 BLOCK_SIZES = np.arange(4, 4097)
 
@@ -26,16 +24,12 @@ def boundary_table(block_size: np.ndarray = BLOCK_SIZES) -> xr.Dataset:
 
     Returns:
         Dataset over (bits, block_size, level); boundaries are NaN past 2**bits levels,
-        alpha is the first inner boundary, NaN for 1 bit, which has none. Variables that
-        start with sided_ are those of one side of ReLU's threshold; there too 1 bit has
-        nothing to solve.
+        alpha is the first inner boundary, NaN for 1 bit, which has none.
     """
     shape = (len(PACKABLE_BITS), len(block_size))
     boundaries = np.full((*shape, 2 ** max(PACKABLE_BITS)), np.nan)
     alpha = np.full(shape, np.nan)
     variance, variance_even = np.empty(shape), np.empty(shape)
-    sided = np.full((*shape, max(SIDED_LEVELS.values())), np.nan)
-    sided_variance, sided_variance_even = np.full((2, *shape), np.nan)
     for row, bits in enumerate(PACKABLE_BITS):
         law = ClippedNormal(block_size, bits)
         solved = np.round(solve_boundaries(bits, block_size) * _EDGE_GRID) / _EDGE_GRID
@@ -44,14 +38,6 @@ def boundary_table(block_size: np.ndarray = BLOCK_SIZES) -> xr.Dataset:
             alpha[row] = solved[:, 1]
         variance[row] = rounding_variance(solved, law)
         variance_even[row] = rounding_variance(even_boundaries(bits), law)
-        if bits in SIDED_LEVELS:
-            half = SidedNormal(block_size, bits)
-            solved = solve_sided_boundaries(bits, block_size)
-            solved = np.round(solved * _EDGE_GRID) / _EDGE_GRID
-            sided[row, :, : half.num_bins + 1] = solved
-            even = np.arange(half.num_bins + 1.0)
-            sided_variance[row] = rounding_variance(solved, half)
-            sided_variance_even[row] = rounding_variance(even, half)
 
     sizes = ("bits", "block_size")
     table = xr.Dataset(
@@ -61,17 +47,11 @@ def boundary_table(block_size: np.ndarray = BLOCK_SIZES) -> xr.Dataset:
             "rounding_variance": (sizes, variance),
             "rounding_variance_even": (sizes, variance_even),
             "variance_reduction": (sizes, 1 - variance / variance_even),
-            "sided_boundaries": ((*sizes, "sided_level"), sided),
-            "sided_variance_reduction": (
-                sizes,
-                1 - sided_variance / sided_variance_even,
-            ),
         },
         coords={
             "bits": list(PACKABLE_BITS),
             "block_size": block_size,
             "level": np.arange(boundaries.shape[-1]),
-            "sided_level": np.arange(sided.shape[-1]),
         },
         attrs={
             "title": "Boundaries of least stochastic-rounding variance",
@@ -90,13 +70,7 @@ _MEANINGS = {
     "rounding_variance": ("bin**2", "Rounding variance with solved boundaries"),
     "rounding_variance_even": ("bin**2", "Rounding variance with even boundaries"),
     "variance_reduction": ("1", "Variance saved against even boundaries, fraction"),
-    "sided_boundaries": ("bin", "Edges on one side of ReLU, from the threshold on"),
-    "sided_variance_reduction": (
-        "1",
-        "Variance saved against even boundaries on one side of ReLU, fraction",
-    ),
     "bits": ("bit", "Width of one code"),
     "block_size": ("1", "Values per block"),
     "level": ("1", "Code value"),
-    "sided_level": ("1", "Edge on one side, counted from the threshold"),
 }

@@ -1,6 +1,6 @@
-"""The laws that boundaries are solved for, and the variance that rounding adds.
+"""The law that boundaries are solved for, and the variance that rounding adds.
 
-The law is the clipped normal of Eliassen & Selvan 2024 (arXiv:2309.11856): normal
+It is the clipped normal of Eliassen & Selvan 2024 (arXiv:2309.11856): normal
 around the middle, its standard deviation such that each end gathers a mass of
 1 / block_size, for min-max normalization puts one value of a block on each end. Mass on
 an edge is rounded without error, so the two ends add nothing to the variance
@@ -8,9 +8,6 @@ an edge is rounded without error, so the two ends add nothing to the variance
     V = sum over bins [a, c] of  integral of (x - a)(c - x) p(x) dx,
 
 which is that of rounding x up or down without bias between neighbouring edges a and c.
-
-Codes that know their side of ReLU (quant/rectified.py) have an edge at the threshold,
-so each side has a law of its own: half of the same normal law, from middle to end.
 """
 
 from dataclasses import dataclass
@@ -19,8 +16,6 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 PACKABLE_BITS = (1, 2, 4, 8)
-# bits -> levels on a side that is rounded at random (quant/rectified.py)
-SIDED_LEVELS = {2: 3, 4: 8, 8: 128}
 # Below 3 values per block the two ends would gather all the mass.
 SMALLEST_BLOCK = 3
 
@@ -44,7 +39,11 @@ class ClippedNormal:
     def __post_init__(self) -> None:
         """Refuse what has no such law."""
         check_bits(self.bits)
-        _check_block_size(self.block_size)
+        if np.min(self.block_size) < SMALLEST_BLOCK:
+            raise ValueError(
+                f"block_size must be at least {SMALLEST_BLOCK} for a clipped normal, "
+                f"got {np.min(self.block_size)}; use even boundaries for such blocks"
+            )
 
     @property
     def num_bins(self) -> int:
@@ -74,55 +73,6 @@ class ClippedNormal:
         return np.clip(self.mean + self.std * ndtri(probability), 0, self.num_bins)
 
 
-@dataclass(frozen=True)
-class SidedNormal:
-    """Law of the positions on one side of ReLU's threshold: half of a normal law.
-
-    Positions run from 0 at the threshold to num_bins at the block's end. Only the half
-    counts: moments are of one value of the block, on whichever side it lies.
-
-    # ASSUME: the threshold is the mean of the normalised values, as with a new
-    # BatchNorm; training may move it.
-
-    Args:
-        block_size: values per block, both sides together, at least 3; one number or
-            an array of them.
-        bits: width of one code, one of SIDED_LEVELS.
-
-    >>> law = SidedNormal(block_size=1024, bits=2)
-    >>> law.num_bins, round(float(law.std), 4)
-    (2, 0.6457)
-    """
-
-    block_size: int | np.ndarray
-    bits: int
-
-    def __post_init__(self) -> None:
-        """Refuse what has no such law."""
-        if self.bits not in SIDED_LEVELS:
-            known = tuple(SIDED_LEVELS)
-            raise ValueError(
-                f"bits must be one of {known}, because one bit has no edge inside a "
-                f"side; got {self.bits}"
-            )
-        _check_block_size(self.block_size)
-
-    @property
-    def num_bins(self) -> int:
-        """Bins of one side."""
-        return SIDED_LEVELS[self.bits] - 1
-
-    @property
-    def mean(self) -> float:
-        """Where the whole law has its middle: at the threshold."""
-        return 0.0
-
-    @property
-    def std(self) -> np.ndarray:
-        """Standard deviation of the whole law in bin units, like block_size."""
-        return -self.num_bins / ndtri(1.0 / np.asarray(self.block_size))
-
-
 def even_boundaries(bits: int) -> np.ndarray:
     """Boundaries 0, 1, ..., num_bins: best for positions spread uniformly."""
     check_bits(bits)
@@ -131,7 +81,7 @@ def even_boundaries(bits: int) -> np.ndarray:
 
 def rounding_variance(
     boundaries: np.ndarray,  # (..., num_levels) bin units, increasing 0 to num_bins
-    law: ClippedNormal | SidedNormal,  # of one block size, or of one per leading index
+    law: ClippedNormal,  # of one block size, or of one per leading index
 ) -> np.ndarray:
     """Mean variance that stochastic rounding adds, in squared bin units.
 
@@ -172,11 +122,3 @@ def check_bits(bits: int) -> None:
     """Refuse bits that cannot be packed."""
     if bits not in PACKABLE_BITS:
         raise ValueError(f"bits must be one of {PACKABLE_BITS}, got {bits}")
-
-
-def _check_block_size(block_size: int | np.ndarray) -> None:
-    if np.min(block_size) < SMALLEST_BLOCK:
-        raise ValueError(
-            f"block_size must be at least {SMALLEST_BLOCK} for a clipped normal, "
-            f"got {np.min(block_size)}; use even boundaries for such blocks"
-        )

@@ -13,14 +13,13 @@ from pipeline_src.records.datasets import FilePath, read_dataset
 
 def read_boundaries(
     path: FilePath | None,
-) -> Callable[[int, int, bool], tuple[float, ...]] | None:
-    """Read solved boundaries; return a function of bits, block size, and sidedness.
+) -> Callable[[int, int], tuple[float, ...]] | None:
+    """Read solved boundaries; return a function of bits and block size.
 
     Without a file, as where every method rounds evenly, there is nothing to return. The
-    function returns boundaries in bin units: 2**bits of them from 0 to 2**bits - 1
-    or, if sided, those of one side of ReLU's threshold (quant/rectified.py). A block
-    size outside the table takes the nearest one in it; below 4 values per block a block
-    holds little but its two extremes, and the boundaries are even.
+    function returns boundaries in bin units, 2**bits of them from 0 to 2**bits - 1. A
+    block size outside the table takes the nearest one in it; below 4 values per block a
+    block holds little but its two extremes, and the boundaries are even.
 
     Raises:
         ValueError: (from the function) if bits are not in the table.
@@ -29,18 +28,15 @@ def read_boundaries(
         return None
     table = read_dataset(path)
     block_sizes = table["block_size"].values
-    edges = {
-        (int(bits), sided): table[name].sel(bits=bits).values
-        for sided, name in ((False, "boundaries"), (True, "sided_boundaries"))
+    known = {
+        int(bits): table["boundaries"].sel(bits=bits).values
         for bits in table["bits"].values
     }
-    known = {key: rows for key, rows in edges.items() if np.isfinite(rows).any()}
 
-    def boundaries_of(bits: int, block_size: int, sided: bool) -> tuple[float, ...]:
-        if (bits, sided) not in known:
-            tabulated = [width for width, side in known if side == sided]
-            raise ValueError(f"bits must be one of {tabulated}, got {bits}")
-        rows = known[bits, sided]
+    def boundaries_of(bits: int, block_size: int) -> tuple[float, ...]:
+        if bits not in known:
+            raise ValueError(f"bits must be one of {list(known)}, got {bits}")
+        rows = known[bits]
         row = rows[int(np.abs(block_sizes - block_size).argmin())]
         row = row[np.isfinite(row)]
         if block_size < 4:

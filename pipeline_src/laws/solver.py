@@ -9,7 +9,7 @@ a and c, the derivative
 and the second derivatives are p(b)(c - a) on the diagonal and minus the mass of the bin
 beside it: a tridiagonal system, solved by Newton's method for all block sizes at once.
 The authors' code evaluates a fitted polynomial for 2 bits; here the minimum itself is
-found, for every number of bits, and for one side of ReLU alone.
+found, for every number of bits.
 
 Edges are solved by Gauss-Legendre quadrature of the two integrals above, not by
 differences of truncated moments: at 8 bits and 4 values per block a bin is 1/190 of a
@@ -23,7 +23,6 @@ from scipy.special import ndtr, ndtri
 
 from pipeline_src.laws.clipped_normal import (
     ClippedNormal,
-    SidedNormal,
     check_bits,
     even_boundaries,
 )
@@ -61,31 +60,8 @@ def solve_boundaries(
     if num_unknown:
         # Up to the mirror image of the last unknown edge.
         edges = np.vstack([half, law.num_bins - half[-1:]])
-        half = _minimize(edges, law, mirrored=True)[:-1]
+        half = _minimize(edges, law)[:-1]
     return np.vstack([half, law.num_bins - half[::-1]]).T
-
-
-def solve_sided_boundaries(
-    bits: int,
-    block_size: np.ndarray,  # (num_sizes,) int, at least 3
-) -> np.ndarray:
-    """Boundaries of least rounding variance under SidedNormal(block_size, bits).
-
-    As solve_boundaries, but the law is not symmetric: all inner edges are unknown.
-
-    Returns:
-        (num_sizes, levels) float64, bin units: first column 0, the threshold; last
-        num_bins, the end of the block.
-
-    Raises:
-        ValueError: for bits without inner edges or a block below 3 values.
-        RuntimeError: if Newton's method does not converge.
-
-    >>> solve_sided_boundaries(2, np.array([1024])).round(4).tolist()
-    [[0.0, 0.7313, 2.0]]
-    """
-    law = SidedNormal(np.atleast_1d(np.asarray(block_size)), bits)
-    return _minimize(_half_compander(law), law, mirrored=False).T
 
 
 def solve_observed_boundaries(
@@ -138,19 +114,19 @@ def solve_observed_boundaries(
 
 
 def _minimize(
-    edges: np.ndarray,  # (num_edges, num_sizes): all but the first and last may move
-    law: ClippedNormal | SidedNormal,
-    mirrored: bool,  # whether the last edge is the mirror image of the one before it
+    edges: np.ndarray,  # (num_unknown + 2, num_sizes)
+    law: ClippedNormal,
 ) -> np.ndarray:
-    """Edges of least variance, by Newton's method from a start."""
+    """Edges of least variance, by Newton's method from a start.
+
+    The first edge stays; the last is the mirror image of the one before it.
+    """
     # Edges lie along axis 0: each step of the elimination is then one row.
     edges = edges.copy()
-    first = last = np.zeros_like(law.std)[None]
+    first = np.zeros_like(law.std)[None]
     for _ in range(_MAX_STEPS):
-        step = _newton_step(edges, law, mirrored)
-        if mirrored:
-            last = -step[-1:]
-        step = np.vstack([first, step, last])
+        step = _newton_step(edges, law)
+        step = np.vstack([first, step, -step[-1:]])
         size = np.abs(step).max()
         # A Newton step may not take more than 0.9 of any bin away.
         worst = (-np.diff(step, axis=0) / np.diff(edges, axis=0)).max(axis=0)
@@ -161,15 +137,6 @@ def _minimize(
         f"boundaries for bits={law.bits} did not converge in {_MAX_STEPS} steps: "
         f"the last one still moved an edge by {size:.1e} bins"
     )
-
-
-def _half_compander(law: SidedNormal) -> np.ndarray:
-    """As _compander, on one side of the middle."""
-    wide = np.sqrt(3) * law.std
-    share = np.linspace(0, 1, law.num_bins + 1)[:, None]
-    edges = wide * ndtri(0.5 + share * (ndtr(law.num_bins / wide) - 0.5))
-    edges[0], edges[-1] = 0.0, law.num_bins
-    return edges
 
 
 def _compander(law: ClippedNormal) -> np.ndarray:
@@ -187,8 +154,7 @@ def _compander(law: ClippedNormal) -> np.ndarray:
 
 def _newton_step(
     edges: np.ndarray,  # (num_unknown + 2, num_sizes)
-    law: ClippedNormal | SidedNormal,
-    mirrored: bool,
+    law: ClippedNormal,
 ) -> np.ndarray:
     """Step of the unknown edges towards dV/db = 0, (num_unknown, num_sizes).
 
@@ -199,8 +165,8 @@ def _newton_step(
     density = np.exp(-(z**2) / 2) / (np.sqrt(2 * np.pi) * law.std)
     slope = from_lower[:-1] - from_upper[1:]
     diagonal = density * (edges[2:] - edges[:-2])
-    if mirrored:  # the last unknown pushes its own image, which is its upper neighbour
-        diagonal[-1] += mass[-1]
+    # The last unknown pushes its own image, which is its upper neighbour.
+    diagonal[-1] += mass[-1]
     for row in range(1, len(slope)):
         factor = mass[row] / diagonal[row - 1]
         diagonal[row] -= factor * mass[row]
@@ -213,7 +179,7 @@ def _newton_step(
 
 def _bin_moments(
     edges: np.ndarray,  # (num_bins + 1, num_sizes) bin units
-    law: ClippedNormal | SidedNormal,
+    law: ClippedNormal,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per bin [a, c]: integrals of p, of (x - a) p and of (c - x) p."""
     half_width = np.diff(edges, axis=0) / 2

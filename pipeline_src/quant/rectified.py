@@ -33,11 +33,11 @@ levels remain useful.
 
 A byte holds the codes of 8 / bits consecutive rows at one feature, so all kernels run
 along features, which are contiguous in activations and in codes alike. They overwrite
-what they are given: a compiler left to itself would hold a second tensor of the full
-size. Compiled kernels take a layer at once; plain ones, which hold a dozen temporaries,
-a few blocks at a time. Neither choice changes a bit of the results: sums over rows are
-formed for 8 rows at a time in the order of the rows, kept for the whole layer, and
-added up by one operation.
+what they are given, a run of blocks at a time: a compiler left to itself holds up to
+four tensors of the size that it is given, and a plain kernel a dozen, so plain ones
+take even fewer blocks. Neither choice changes a bit of the results: sums over rows are
+formed for 8 rows at a time in the order of the rows, added up run by run, and runs are
+the same for both.
 """
 
 import functools
@@ -60,6 +60,8 @@ from pipeline_src.quant.shared_noise import (
 
 RECTIFIED_BITS = (1, 2, 4, 8)
 PLAIN_VALUES = 2**15  # that a plain kernel takes at once
+RUN_VALUES = 2**20  # a compiled one, on a CPU: 4 MiB, a share of its cache
+RUN_VALUES_ON_GPU = 2**24  # 64 MiB: fills a GPU, and little beside the activations
 # Ends below this decode to finite values and variances: an estimate lies within 5
 # reaches of the middle, a reach is below 2**61, and (5 * 2**61)**2 is below 2**127.
 LARGEST_END = 2.0**60
@@ -171,15 +173,18 @@ class RectifiedCodes:
         They are the gradients of BatchNorm's bias and weight.
         """
         kernel = _gradient_sums_fused if self.setting.fused else _gradient_sums
-        blocks, num_bytes, per_byte, width = self.shape
+        _, num_bytes, per_byte, width = self.shape
         together = math.gcd(num_bytes, _ROWS_ADDED // per_byte)
-        sums = gradient.new_empty((2, blocks, num_bytes // together, width))
-        of_gradient, of_product = sums
-        rows = gradient.view(self.shape)
-        for part in self._parts():
-            stored = self._stored.blocks(part)
-            kernel(rows[part], stored, of_gradient[part], of_product[part])
-        return sums.view(2, -1, width).sum(dim=1)
+        groups = num_bytes // together
+        rows, total = gradient.view(self.shape), gradient.new_zeros((2, width))
+        for run in self._parts(fused=True):
+            size = run.stop - run.start
+            sums = gradient.new_empty((2, size, groups, width))
+            for part in self._parts(blocks=size):
+                of = slice(run.start + part.start, run.start + part.stop)
+                kernel(rows[of], self._stored.blocks(of), sums[0, part], sums[1, part])
+            total += sums.view(2, -1, width).sum(dim=1)
+        return total
 
     def backpropagate(
         self,
@@ -213,10 +218,13 @@ class RectifiedCodes:
         blocks, num_bytes, width = self.packed.shape
         return torch.Size((blocks, num_bytes, 8 // self.setting.coder.bits, width))
 
-    def _parts(self, blocks: int | None = None) -> Iterator[slice]:
+    def _parts(
+        self, blocks: int | None = None, fused: bool | None = None
+    ) -> Iterator[slice]:
         shape = self.shape
         blocks = shape[0] if blocks is None else blocks
-        return _parts(blocks, PLAIN_VALUES // shape[1:].numel(), self.setting.fused)
+        fused = self.setting.fused if fused is None else fused
+        return _parts(blocks, shape[1:].numel(), fused, self.packed.device)
 
     @functools.cached_property
     def _stored(self) -> _Stored:
@@ -232,9 +240,13 @@ class RectifiedCodes:
         )
 
 
-def _parts(blocks: int, size: int, fused: bool) -> Iterator[slice]:
-    """Blocks that one call of a kernel takes: all, or about `size` if it is plain."""
-    size = blocks if fused else max(1, size)
+def _parts(
+    blocks: int, values: int, fused: bool, device: torch.device
+) -> Iterator[slice]:
+    """Blocks of so many values each that one call of a kernel takes."""
+    on_gpu = device.type == "cuda"
+    at_once = (RUN_VALUES_ON_GPU if on_gpu else RUN_VALUES) if fused else PLAIN_VALUES
+    size = max(1, at_once // values)
     for start in range(0, blocks, size):
         yield slice(start, min(start + size, blocks))
 
@@ -263,7 +275,7 @@ def side_means(
     groups, width = num_nodes // _ROWS_ADDED, y.shape[1]
     whole = y[: groups * _ROWS_ADDED].view(groups, _ROWS_ADDED, width)
     sums = y.new_empty((3, groups, width))
-    for part in _parts(groups, PLAIN_VALUES // width, fused):
+    for part in _parts(groups, width, fused, y.device):
         kernel(whole[part], normalization, *(one[part] for one in sums))
     total = sums.sum(dim=1)
     if rest := num_nodes - len(whole) * _ROWS_ADDED:
@@ -294,9 +306,7 @@ def encode(
     kernel = _encode_fused if setting.fused else _encode
     dropout = _scalar(setting.dropout, y)
     rows = y.view(-1, per_byte, width)
-    for part in _parts(
-        blocks, PLAIN_VALUES // y[: coder.rows_per_block].numel(), setting.fused
-    ):
+    for part in _parts(blocks, coder.rows_per_block * width, setting.fused, y.device):
         of_bytes = slice(part.start * num_bytes, part.stop * num_bytes)
         kernel(
             # One tensor for each code of a byte: a compiler that is given the whole
@@ -348,7 +358,7 @@ def _encode(
     per_byte = len(rows)
     bits = 8 // per_byte
     steps = 2 ** (bits - 1) - 1
-    # Tells the compiler, which would take the stride for free.
+    # So that the compiler takes the stride for a constant.
     stride = per_byte * packed.shape[2]
     assert all(one.stride(0) == stride for one in rows), "rows of other tensors"
     y = [one.view(packed.shape) for one in rows]

@@ -46,6 +46,10 @@ class PackedSegments:
     ) -> Tensor:
         """Float values, (num_values, num_heads)."""
         numel = self.num_values * self.words.shape[0]
+        if not numel:
+            return self.scale.new_empty(
+                (self.num_values, self.words.shape[0]), dtype=torch.float32
+            )
         fused = fusion_pays(numel, self.words.device, self.compile)
         words, grid = self.words.T, (self.zero_point, self.scale)
         if self.zero_point.shape[0] == 1:

@@ -26,8 +26,8 @@ from pipeline_src.training.spec import MethodSpec, ModelSpec
 if TYPE_CHECKING:
     from pipeline_src.gnn.pyg.network import PygNetwork
 
-# (bits, block size, of one side of ReLU?) -> boundaries in bin units
-BoundariesOf = Callable[[int, int, bool], tuple[float, ...]]
+# (bits, block size) -> boundaries in bin units
+BoundariesOf = Callable[[int, int], tuple[float, ...]]
 # None: PyTorch keeps what it keeps.
 Keeper = Keep | LeanRecipe | Technique | None
 
@@ -99,7 +99,7 @@ def _published(
         ratio = method.projection_ratio if may_project else 1
         size = method.block_size(count_projected(width, ratio))
         bits = method.bits_of(name)
-        boundaries = solved(bits, size, False)
+        boundaries = solved(bits, size)
         return Compressor(bits, size, ratio, boundaries, compile).to(device)
 
     return keep
@@ -122,7 +122,7 @@ def _lean(
         if sided and bits != 32:
             coders.append(RectifiedCoder(bits, method.rows_per_block))
         else:
-            boundaries = solved(bits, size, False)
+            boundaries = solved(bits, size)
             compressor = Compressor(bits, size, 1, boundaries, compile)
             coders.append(compressor.to(device))
     copies = []
@@ -149,17 +149,17 @@ def _lean(
 
 def _solved_boundaries(
     method: MethodSpec, boundaries_of: BoundariesOf | None
-) -> Callable[[int, int, bool], Tensor | None]:
-    """Boundaries as a tensor, for (bits, block size, sided); None for even ones."""
+) -> Callable[[int, int], Tensor | None]:
+    """Boundaries as a tensor, for (bits, block size); None for even ones."""
     if method.needs_boundaries and boundaries_of is None:
         raise ValueError(
             f"method {method.name} reads its boundaries from the solver's table; pass "
             "boundaries_of=read_boundaries(path)"
         )
 
-    def solved(bits: int, block_size: int, sided: bool) -> Tensor | None:
+    def solved(bits: int, block_size: int) -> Tensor | None:
         if not method.needs_boundaries or boundaries_of is None or bits in (1, 32):
             return None
-        return torch.tensor(boundaries_of(bits, block_size, sided))
+        return torch.tensor(boundaries_of(bits, block_size))
 
     return solved

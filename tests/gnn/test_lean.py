@@ -33,9 +33,9 @@ def lean(bits=2, **settings):
     return MethodSpec("lean", "lean", "lean", bits, rows_per_block=8, **settings)
 
 
-def solved(bits, block_size, sided):
+def solved(bits, block_size):
     """Some boundaries that are not even, for two bits."""
-    return (0.0, 0.8, 2.0) if sided else (0.0, 1.1, 1.9, 3.0)
+    return (0.0, 1.1, 1.9, 3.0)
 
 
 def network(layer, method=None, dropout=0.5, batch_norm=True, num_layers=3):

@@ -24,22 +24,14 @@ def test_boundaries_are_those_of_the_nearest_tabulated_size(
 ):
     table = made_up_boundaries()["boundaries"].sel(bits=bits, block_size=tabulated)
     expected = tuple(float(value) for value in table.values[: 2**bits])
-    assert boundaries_of(bits, asked, False) == expected
+    assert boundaries_of(bits, asked) == expected
 
 
 @pytest.mark.parametrize("block_size", [1, 3])
 def test_boundaries_of_tiny_blocks_are_even(boundaries_of, block_size):
-    assert boundaries_of(2, block_size, False) == (0.0, 1.0, 2.0, 3.0)
-
-
-def test_sided_boundaries_are_those_of_one_side(boundaries_of):
-    assert boundaries_of(2, 900, True) == (0.0, 0.99, 2.0)
-    assert len(boundaries_of(8, 32, True)) == 128
-    assert boundaries_of(4, 3, True) == tuple(map(float, range(8)))
-    with pytest.raises(ValueError, match=r"one of \[2, 4, 8\], got 1"):
-        boundaries_of(1, 32, True)
+    assert boundaries_of(2, block_size) == (0.0, 1.0, 2.0, 3.0)
 
 
 def test_bits_outside_the_table_are_refused(boundaries_of):
     with pytest.raises(ValueError, match=r"one of \[1, 2, 4, 8\], got 3"):
-        boundaries_of(3, 32, False)
+        boundaries_of(3, 32)

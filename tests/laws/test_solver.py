@@ -12,9 +12,7 @@ from pipeline_src.laws import solver
 from pipeline_src.laws.boundary_table import boundary_table
 from pipeline_src.laws.clipped_normal import (
     PACKABLE_BITS,
-    SIDED_LEVELS,
     ClippedNormal,
-    SidedNormal,
     even_boundaries,
     observed_rounding_variance,
     rounding_variance,
@@ -23,9 +21,7 @@ from pipeline_src.laws.solved_boundaries import read_boundaries
 from pipeline_src.laws.solver import (
     solve_boundaries,
     solve_observed_boundaries,
-    solve_sided_boundaries,
 )
-from pipeline_src.quant.rectified import LEVELS
 from pipeline_src.records import datasets
 
 # The closed form cancels most at 8 bits, to 6e-12 of V against 40 digits.
@@ -259,7 +255,7 @@ def test_failure_to_converge_is_an_error(monkeypatch):
 
 
 def test_table_holds_the_solver_s_answers(table):
-    sizes = {"bits": 4, "block_size": 4093, "level": 256, "sided_level": 128}
+    sizes = {"bits": 4, "block_size": 4093, "level": 256}
     assert table.sizes == sizes
     for bits in PACKABLE_BITS:
         row = table.sel(bits=bits, block_size=63)
@@ -287,18 +283,15 @@ def test_longer_blocks_gain_more(table):
 def test_table_survives_a_file_of_moderate_size(table, tmp_path):
     path = tmp_path / "boundaries.nc"
     datasets.write_dataset(table, path)
-    assert path.stat().st_size < 4.5e6
+    assert path.stat().st_size < 3e6
     read = datasets.read_dataset(path)
     assert read.identical(table)
     for name in read.variables:
         assert read[name].attrs["units"], name
         assert read[name].attrs["long_name"], name
     boundaries_of = read_boundaries(path)
-    solved = np.array(boundaries_of(2, 1024, False))
+    solved = np.array(boundaries_of(2, 1024))
     assert np.abs(solved - solve_one(2, 1024)).max() <= 2**-21
-    solved = np.array(boundaries_of(4, 1024, True))
-    expected = solve_sided_boundaries(4, np.array([1024]))[0]
-    assert np.abs(solved - expected).max() <= 2**-21
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -314,72 +307,3 @@ def test_best_boundaries_of_a_lattice_span_all_bins_and_save_less_than_everythin
     assert best[-1] == num_bins
     assert np.all(np.diff(best) >= 0)
     assert observed_rounding_variance(best, position) >= 0
-
-
-def half_variance(boundaries, law):
-    """The integral, bin by bin, by quadrature."""
-
-    def integrand(x, lower, upper):
-        return (x - lower) * (upper - x) * scipy.stats.norm.pdf(x, 0, law.std)
-
-    bins = itertools.pairwise(boundaries)
-    return sum(scipy.integrate.quad(integrand, *pair, args=pair)[0] for pair in bins)
-
-
-@pytest.mark.parametrize("bits", SIDED_LEVELS)
-@pytest.mark.parametrize("block_size", [4, 128, 4096])
-def test_sided_boundaries_have_the_least_variance(bits, block_size):
-    """The derivative of V by each inner edge vanishes, and moving it adds variance."""
-    law = SidedNormal(block_size, bits)
-    solved = solve_sided_boundaries(bits, np.array([block_size]))[0]
-    assert len(solved) == SIDED_LEVELS[bits]
-    assert solved[0] == 0
-    assert solved[-1] == law.num_bins
-    assert (np.diff(solved) > 0).all()
-    least = rounding_variance(solved, law)
-    for edge in {1, len(solved) // 2, len(solved) - 2}:
-        for shift in (-0.01, 0.01):
-            moved = solved.copy()
-            moved[edge] += shift
-            assert rounding_variance(moved, law) > least
-
-
-def test_sided_variance_is_the_integral():
-    law = SidedNormal(128, 2)
-    solved = solve_sided_boundaries(2, np.array([128]))[0]
-    assert rounding_variance(solved, law) == pytest.approx(
-        half_variance(solved, law), rel=1e-9
-    )
-
-
-def test_half_of_a_symmetric_law_with_an_edge_in_its_middle_is_the_sided_law():
-    """Three edges 0, a, 2 mirrored are five edges of the whole, best under it too."""
-    solved = solve_sided_boundaries(2, np.array([512]))[0]
-    whole = np.concatenate([-solved[:0:-1], solved])
-    law = SidedNormal(512, 2)
-    assert rounding_variance(whole, law) == pytest.approx(
-        2 * rounding_variance(solved, law), rel=1e-12
-    )
-
-
-def test_sided_levels_are_those_of_the_codes():
-    for bits, levels in SIDED_LEVELS.items():
-        assert LEVELS[bits][1] == levels
-
-
-def test_one_bit_has_no_sided_boundaries():
-    with pytest.raises(ValueError, match=r"one of \(2, 4, 8\), .* got 1"):
-        SidedNormal(64, 1)
-
-
-def test_table_holds_sided_boundaries(table):
-    for bits, levels in SIDED_LEVELS.items():
-        row = table["sided_boundaries"].sel(bits=bits, block_size=1024).values
-        expected = solve_sided_boundaries(bits, np.array([1024]))[0]
-        assert np.abs(row[:levels] - expected).max() <= 2**-21
-        assert np.isnan(row[levels:]).all()
-        law, even = SidedNormal(1024, bits), np.arange(float(levels))
-        reduction = 1 - rounding_variance(expected, law) / rounding_variance(even, law)
-        found = table["sided_variance_reduction"].sel(bits=bits, block_size=1024)
-        assert float(found) == pytest.approx(reduction, abs=1e-9)
-    assert np.isnan(table["sided_variance_reduction"].sel(bits=1)).all()

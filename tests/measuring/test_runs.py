@@ -109,7 +109,7 @@ def test_boundaries_go_to_the_methods_that_need_them():
     record = measure_runs(
         specs,
         GRAPH,
-        lambda bits, size, sided: (0.0, 1.1, 1.9, 3.0),
+        lambda bits, size: (0.0, 1.1, 1.9, 3.0),
         timed=["vm"],
         warmup=0,
         repeats=1,

@@ -10,6 +10,7 @@ from pipeline_src.quant.noise import row_keys, uniform_pair
 from pipeline_src.quant.rectified import (
     LARGEST_END,
     RECTIFIED_BITS,
+    RUN_VALUES,
     Normalization,
     RectifiedCoder,
     RectifiedSetting,
@@ -17,6 +18,7 @@ from pipeline_src.quant.rectified import (
     side_means,
 )
 from pipeline_src.quant.shared_noise import estimate_variance
+from pipeline_src.training.meters import measure_memory
 
 SEED = torch.tensor(-77, dtype=torch.int32)
 WIDTH = 8
@@ -302,3 +304,32 @@ def test_values_are_finite_or_noticed(bits):
 def test_what_cannot_be_packed_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         RectifiedCoder(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [1, 2])
+def test_compiled_kernels_hold_a_few_runs_and_not_a_few_layers(bits):
+    """A compiler left to itself holds up to four tensors of what it is given."""
+    nodes, width = 4 * RUN_VALUES // 128, 128
+    y = torch.randn(nodes, width, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(width)
+    normalization = Normalization(0 * ones, ones, ones, 0 * ones)
+    means = torch.zeros(2, width) if bits == 1 else None
+    setting = RectifiedSetting(
+        RectifiedCoder(bits, 8), normalization, 0.5, means, fused=True
+    )
+    seed = torch.tensor(7, dtype=torch.int32)
+    share = torch.tensor(1 / nodes)
+    codes = encode(y.clone(), seed, setting)
+    sums = codes.gradient_sums(y)
+    codes.backpropagate(y.clone(), sums, share)
+    cpu = torch.device("cpu")
+    h, gradient = y.clone(), y.clone()
+    again, encoding = measure_memory(lambda: encode(h, seed, setting), cpu)
+    _, summing = measure_memory(lambda: codes.gradient_sums(y), cpu)
+    _, passing = measure_memory(lambda: codes.backpropagate(gradient, sums, share), cpu)
+    run = 4 * RUN_VALUES
+    assert encoding.peak - encoding.held <= 4 * run
+    assert summing.peak <= 4 * run
+    assert passing.peak <= 5 * run  # four, and keys
+    assert again.shape == codes.shape

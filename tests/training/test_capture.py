@@ -167,7 +167,7 @@ def test_positions_span_each_block_from_end_to_end():
 def test_observing_does_not_change_the_training(monkeypatch, boundaries):
     """Losses and parameters to the bit, up to the last epoch that is observed."""
 
-    def boundaries_of(bits, size, sided):
+    def boundaries_of(bits, size):
         return (0.0, 1.1, 1.9, 3.0)
 
     trainers = []

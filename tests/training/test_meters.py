@@ -55,6 +55,14 @@ def test_a_measurement_leaves_nothing_to_the_collector():
     assert not left
 
 
+def test_no_operation_is_recorded():
+    """Their records would be more bytes than a training on a large graph."""
+    with meters._AllocationProfile(profile_memory=True, use_kineto=True) as profiler:
+        (torch.ones(3) + 1).sum()
+    tree = profiler.kineto_results.experimental_event_tree()
+    assert {event.name for event in tree} == {"[memory]"}
+
+
 def test_an_address_that_is_used_again_counts_as_long_as_it_lives():
     def call():
         for _ in range(5):
@@ -139,7 +147,7 @@ def test_events_of_one_nanosecond_count_in_the_order_of_their_recording(monkeypa
         def __exit__(self, *exception):
             return None
 
-    monkeypatch.setattr(meters, "profile", Profile)
+    monkeypatch.setattr(meters, "_AllocationProfile", Profile)
     use = measure_memory(lambda: None, CPU)[1]
     assert use == MemoryUse(held=512, peak=1024)
 

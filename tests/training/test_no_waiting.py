@@ -34,8 +34,8 @@ class RefuseToWait(TorchDispatchMode):
 
 
 def trainer(method, layer, device):
-    def boundaries_of(bits, size, sided):
-        return (0.0, 0.8, 2.0) if sided else (0.0, 1.1, 1.9, 3.0)
+    def boundaries_of(bits, size):
+        return (0.0, 1.1, 1.9, 3.0)
 
     model = ModelSpec("model", layer, 3, 8, 0.5, True)
     training = TrainingSpec(2, 0.01, 0.0, 0.5, "log_cross_entropy")

@@ -44,7 +44,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def solved(bits, size, sided):
+def solved(bits, size):
     """Made-up boundaries that tell which bits and block size they were asked for."""
     return (0.0, 1.0 + size / 10_000, 2.0, 2.0**bits - 1)
 
@@ -373,10 +373,9 @@ def test_a_method_names_the_recipe_of_each_activation():
     """Projection only where it may be; boundaries for the block size that follows."""
     asked = []
 
-    def boundaries_of(bits, size, sided):
-        assert not sided
+    def boundaries_of(bits, size):
         asked.append((bits, size))
-        return solved(bits, size, sided)
+        return solved(bits, size)
 
     keep = keeper_of(SOLVED, SHAPE, boundaries_of, "false", CPU)
     projected, whole = keep("input", 18, True), keep("batch_norm", 18, False)
@@ -384,7 +383,7 @@ def test_a_method_names_the_recipe_of_each_activation():
     assert recipes == [(2, 4, 8 * 5), (2, 1, 8 * 18)]
     assert asked == [(2, 8 * 5), (2, 8 * 18)]
     for recipe in (projected, whole):
-        expected = torch.tensor(solved(2, recipe.block_size, False))
+        expected = torch.tensor(solved(2, recipe.block_size))
         assert torch.equal(recipe.boundaries, expected)
         assert recipe.compile == "false"
     assert keeper_of(FULL, SHAPE, None, "false", CPU) is None

@@ -36,10 +36,17 @@ RESULTS = {
     "all": 1,
 }
 DEFAULT = RESULTS | {
-    "prepare_graph": 3,
+    "prepare_graph": 2,
+    "benchmark_training": 1,
     "capture_activations": 1,
     "fit_distributions": 1,
-    "train_run": 2 * 5,  # models x methods
+    "plot_figure": 8,
+    "train_run": 5,
+}
+HEADLINE = RESULTS | {
+    "prepare_graph": 1,
+    "benchmark_training": 1,
+    "plot_figure": 4,
 }
 PLANETOID = RESULTS | {
     "fetch_graph": 4,
@@ -67,6 +74,7 @@ PAPER = RESULTS | {
     "prepare_graph": 2,
     "capture_activations": 2,
     "fit_distributions": 2,
+    "plot_figure": 8,
     "train_run": 2 * 11 * 2,  # graphs x methods x blocks of seeds
 }
 BENCHMARK = RESULTS | {
@@ -77,7 +85,7 @@ BENCHMARK = RESULTS | {
 SCALING = RESULTS | {
     "prepare_graph": 5,
     "benchmark_training": 5 + 6,  # growing graphs, and models on one of them
-    "plot_figure": 5,
+    "plot_figure": 4,
 }
 
 SGQUANT = RESULTS | {
@@ -113,6 +121,7 @@ del SELECTION["benchmark_training"]
         (("--configfile", "config/planetoid.yaml"), PLANETOID),
         (("--configfile", "config/paired.yaml"), PAIRED),
         (("--configfile", "config/paper.yaml"), PAPER),
+        (("--configfile", "config/headline.yaml"), HEADLINE),
         (("--configfile", "config/benchmark.yaml"), BENCHMARK),
         (("--configfile", "config/scaling.yaml"), SCALING),
         (("--configfile", "config/sgquant.yaml"), SGQUANT),
@@ -128,6 +137,7 @@ del SELECTION["benchmark_training"]
         "planetoid",
         "paired",
         "paper",
+        "headline",
         "benchmark",
         "scaling",
         "sgquant",

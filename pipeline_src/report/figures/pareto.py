@@ -8,10 +8,10 @@ from plotnine import (
     element_text,
     facet_wrap,
     geom_blank,
+    geom_label,
     geom_point,
     geom_segment,
     geom_step,
-    geom_text,
     ggplot,
     guide_colorbar,
     guide_legend,
@@ -91,7 +91,13 @@ def plot_pareto(runs: xr.Dataset) -> ggplot:
         )
         + geom_point(aes(shape="kind"), frame[~lossy], color="black", size=2.2)
         + geom_point(aes(shape="kind", color="error"), frame[lossy], size=2.6)
-        + geom_text(aes("label_x", "label_y", label="label"), size=LABEL_SIZE)
+        + geom_label(  # no border: only what lies below is hidden
+            aes("label_x", "label_y", label="label"),
+            size=LABEL_SIZE,
+            fill="white",
+            label_size=0,
+            label_padding=0.05,
+        )
         + facet_wrap("place", scales="free", ncol=1)
         + scale_x_continuous(
             trans="log2",

@@ -27,8 +27,6 @@ def boundaries_table(boundaries: xr.Dataset) -> Table:
                     one["rounding_variance"].item(),
                     one["rounding_variance_even"].item(),
                     100 * one["variance_reduction"].item(),
-                    one["sided_boundaries"].sel(sided_level=1).item(),
-                    100 * one["sided_variance_reduction"].item(),
                 )
             )
     forms = {
@@ -38,8 +36,6 @@ def boundaries_table(boundaries: xr.Dataset) -> Table:
         "rounding variance [bin²]": "{:.5f}",
         "with even boundaries [bin²]": "{:.5f}",
         "variance reduction [%]": "{:.2f}",
-        "α of one side [bin]": "{:.4f}",
-        "variance reduction of one side [%]": "{:.2f}",
     }
     values = pd.DataFrame(rows, columns=list(forms))
     shown = pd.DataFrame(
@@ -49,8 +45,7 @@ def boundaries_table(boundaries: xr.Dataset) -> Table:
         "Boundaries",
         "Boundaries that minimise the rounding variance of a clipped normal in blocks"
         " of d values. α: first inner boundary, in units of an even bin. One bit has no"
-        " inner boundary. One side: boundaries of codes that know their side of ReLU,"
-        " counted from its threshold (lean).",
+        " inner boundary.",
         values,
         shown,
     )
