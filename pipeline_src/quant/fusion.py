@@ -76,7 +76,7 @@ def fuse(
 
         if twin is None:
             config.recompile_limit = max(config.recompile_limit, _MAX_MODULES)
-            options = NUMERICS | (_ONE_PASS if one_pass else {})
+            options: dict[str, Any] = NUMERICS | (_ONE_PASS if one_pass else {})
             twin = torch.compile(plain, fullgraph=True, dynamic=False, options=options)
         aliases = tuple(map(_alias, arguments))
         named = SimpleNamespace(**dict(zip(names, aliases, strict=True)))
