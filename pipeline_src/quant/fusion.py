@@ -37,6 +37,14 @@ NUMERICS = {
     "emulate_precision_casts": True,
     "eager_numerics.division_rounding": True,
 }
+# A compiler left to itself keeps what is used often or takes many operations, in a
+# tensor of the full size that one kernel writes and the next one reads, and compares
+# what two loops access before it has joined their dimensions.
+_ONE_PASS = {
+    "realize_opcount_threshold": 2**20,
+    "realize_reads_threshold": 2**20,
+    "loop_ordering_after_fusion": False,
+}
 # Modules of one kernel: one per width, packet and law; a number of rows adds none.
 _MAX_MODULES = 256
 
@@ -44,12 +52,14 @@ _MAX_MODULES = 256
 def fuse(
     plain: Callable[..., Any],  # of positional arguments
     rows: Mapping[str, int],
+    one_pass: bool = False,
 ) -> Callable[..., Any]:
     """The compiled twin of a plain kernel; the compiler is loaded at its first call.
 
     `rows` names the tensors whose number of rows is free, and the dimension of each
     that counts them; "codes.packed" is a field of an argument, and a tuple stands for
     all tensors in it. Fewer than two rows run plain: to a compiler, 1 is a constant.
+    `one_pass` asks for a single loop over the rows, whatever is computed twice for it.
 
     The twin sees aliases without a gradient, so that neither what stands behind a view,
     nor the gradient's mode, nor a Parameter's type makes it compile again.
@@ -66,9 +76,8 @@ def fuse(
 
         if twin is None:
             config.recompile_limit = max(config.recompile_limit, _MAX_MODULES)
-            twin = torch.compile(
-                plain, fullgraph=True, dynamic=False, options=dict(NUMERICS)
-            )
+            options: dict[str, Any] = NUMERICS | (_ONE_PASS if one_pass else {})
+            twin = torch.compile(plain, fullgraph=True, dynamic=False, options=options)
         aliases = tuple(map(_alias, arguments))
         named = SimpleNamespace(**dict(zip(names, aliases, strict=True)))
         marks = [(one, d) for get, d in counted for one in _tensors(get(named))]

@@ -183,8 +183,7 @@ class RectifiedCodes:
         for run in self._parts(fused=True):
             size = run.stop - run.start
             sums = gradient.new_empty((2, size, groups, width))
-            # A plain kernel's temporaries are of the size of the sums.
-            for part in self._parts(_ROWS_ADDED, blocks=size):
+            for part in self._parts(blocks=size):
                 of = slice(run.start + part.start, run.start + part.stop)
                 kernel(rows[of], self._stored.blocks(of), sums[0, part], sums[1, part])
             of_run = sums.view(2, -1, width).sum(dim=1)
@@ -225,13 +224,12 @@ class RectifiedCodes:
         return torch.Size((blocks, num_bytes, 8 // self.setting.coder.bits, width))
 
     def _parts(
-        self, factor: int = 1, blocks: int | None = None, fused: bool | None = None
+        self, blocks: int | None = None, fused: bool | None = None
     ) -> Iterator[slice]:
         shape = self.shape
         blocks = shape[0] if blocks is None else blocks
         fused = self.setting.fused if fused is None else fused
-        values = shape[1:].numel() if fused else -(-shape[1:].numel() // factor)
-        return _parts(blocks, values, fused, self.packed.device)
+        return _parts(blocks, shape[1:].numel(), fused, self.packed.device)
 
     @functools.cached_property
     def _stored(self) -> _Stored:
@@ -359,6 +357,9 @@ def _encode(
     per_byte = len(rows)
     bits = 8 // per_byte
     steps = 2 ** (bits - 1) - 1
+    # So that the compiler takes the stride for a constant.
+    stride = per_byte * packed.shape[2]
+    assert all(one.stride(0) == stride for one in rows), "rows of other tensors"
     y = [one.view(packed.shape) for one in rows]
     columns = torch.arange(packed.shape[2], dtype=torch.int32, device=packed.device)
     scale = 1.0 / (1.0 - dropout)
@@ -380,7 +381,7 @@ def _encode(
         normalized = (y[j] - mean) * inverse_std
         affine = normalized * weight + bias
         active = ~(affine <= 0)  # a NaN goes on, to be seen
-        key = keys[:, j].view(packed.shape[0], -1, 1)
+        key = keys[:, j].view(packed.shape[0], packed.shape[1], 1)
         noise, dropping = uniform_pair(key, columns)
         code = active.to(torch.int32) << (bits - 1)
         if ends is not None:
@@ -454,22 +455,26 @@ def _gradient_sums(
 ) -> None:
     """Write sums of the gradient of u and of that times n."""
     blocks, groups, width = of_gradient.shape
-    per_byte = gradient.shape[2]
-    gradient = gradient.view(blocks, groups, -1, per_byte, width)
-    packed = stored.packed.view(blocks, groups, -1, width)
-    keys = stored.keys.view(blocks, groups, -1, per_byte, 1)
+    found = _decode_all(stored)
     scale = 1.0 / (1.0 - stored.dropout)
-    first = second = torch.zeros((1, 1, 1), device=gradient.device)
-    for byte in range(packed.shape[2]):
-        words = packed[:, :, byte].to(torch.int32)
-        for j in range(per_byte):
-            bits = 8 // per_byte
-            found = _decode(stored, words, j * bits, keys[:, :, byte, j])
-            passed = torch.where(found.kept, gradient[:, :, byte, j] * scale, 0.0)
-            first = first + passed
-            second = second + passed * found.normalized
-    of_gradient.copy_(first)
-    of_product.copy_(second)
+    passed = torch.where(found.kept, gradient * scale, 0.0)
+    for result, terms in (
+        (of_gradient, passed),
+        (of_product, passed * found.normalized),
+    ):
+        result.copy_(_sum_of_rows(terms.view(blocks, groups, -1, width)))
+
+
+def _sum_of_rows(
+    terms: Tensor,  # (blocks, groups, rows, features)
+) -> Tensor:
+    """Sum over rows, one after another: (blocks, groups, features)."""
+    if torch.compiler.is_compiling() and terms.device.type == "cpu":
+        return terms.sum(dim=2)  # a loop in that order, and quicker to compile
+    total = torch.zeros((1, 1, 1), device=terms.device)
+    for row in terms.unbind(2):
+        total = total + row
+    return total
 
 
 def _decode_all(stored: _Stored) -> _Decoded:
@@ -512,9 +517,13 @@ _STORED = {"stored.packed": 0, "stored.ends": 0, "stored.keys": 0}
 _active_sums_fused = fuse(
     _active_sums, {"y": 0, "count": 0, "of_active": 0, "of_all": 0}
 )
-_encode_fused = fuse(_encode, {"rows": 0, "packed": 0, "ends": 0, "keys": 0})
-_gradient_sums_fused = fuse(
-    _gradient_sums, {"gradient": 0, "of_gradient": 0, "of_product": 0, **_STORED}
+_encode_fused = fuse(
+    _encode, {"rows": 0, "packed": 0, "ends": 0, "keys": 0}, one_pass=True
 )
-_backpropagate_fused = fuse(_backpropagate, {"gradient": 0, **_STORED})
-_output_fused = fuse(_output, {"h": 0, **_STORED})
+_gradient_sums_fused = fuse(
+    _gradient_sums,
+    {"gradient": 0, "of_gradient": 0, "of_product": 0, **_STORED},
+    one_pass=True,
+)
+_backpropagate_fused = fuse(_backpropagate, {"gradient": 0, **_STORED}, one_pass=True)
+_output_fused = fuse(_output, {"h": 0, **_STORED}, one_pass=True)
