@@ -113,6 +113,8 @@ class CompressedActivation:
         reach = scale.to(torch.float32) * (2**self.compressor.bits - 1)
         # One operation where isfinite and all are five; a NaN's comparison is false.
         last = zero_point.to(torch.float32) + reach
+        if last.numel() == 0:  # nothing has no largest
+            return torch.isfinite(last).all()
         return torch.linalg.vector_norm(last, torch.inf) < torch.inf
 
     def read(self, tensors: tuple[Tensor, ...]) -> "CompressedActivation":

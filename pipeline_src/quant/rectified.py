@@ -164,7 +164,10 @@ class RectifiedCodes:
             means = self.setting.side_means
             assert means is not None, "one bit has means where others have ends"
             return torch.isfinite(means).all()
-        largest = torch.linalg.vector_norm(self.ends.view(torch.bfloat16), torch.inf)
+        ends = self.ends.view(torch.bfloat16)
+        if ends.numel() == 0:  # nothing has no largest
+            return torch.isfinite(ends).all()
+        largest = torch.linalg.vector_norm(ends, torch.inf)
         return largest < LARGEST_END  # false for NaN
 
     def gradient_sums(

@@ -123,7 +123,7 @@ INNER_MODULES = {
 }
 # The same beside a door in its module, or they take codes, masks or seeds.
 INNER = {
-    *("check_boundaries", "decompress_blocks", "even_position", "look_up"),
+    *("check_boundaries", "decompress_blocks", "divide", "even_position", "look_up"),
     *("round_down", "round_up", "projection", "pack_mask", "mask_gradient"),
 }
 
