@@ -86,7 +86,9 @@ class Run:
         command = ["nvidia-smi", f"--query-gpu={query}", *which]
         command.append("--format=csv,noheader,nounits")
         try:
-            found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+            found = subprocess.run(
+                command, capture_output=True, encoding="utf-8", timeout=5
+            )
         except subprocess.TimeoutExpired:
             return ""
         return found.stdout.partition("\n")[0].strip() if not found.returncode else ""
@@ -116,7 +118,7 @@ class Run:
 def describe_machine(device: str) -> dict[str, Any]:
     """What this Python has; ends the program where nothing can be measured."""
     command = [sys.executable, "-m", f"{ROOM}.part", "machine", "--device", device]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     if found.returncode:
         print(found.stderr, file=sys.stderr)
         raise SystemExit(
@@ -209,7 +211,11 @@ def keep_outcomes(run: Run, state: str) -> str:
 
     A file that needs a package which is not here is named, and no failure.
     """
-    lines = (run.folder / "tests.log").read_text(errors="replace").splitlines()
+    lines = (
+        (run.folder / "tests.log")
+        .read_text(encoding="utf-8", errors="replace")
+        .splitlines()
+    )
     outcomes = [found.groups() for line in lines if (found := OUTCOME.match(line))]
     for test, outcome in outcomes:
         run.add("tests.csv", "test,outcome", f'"{test}",{outcome.lower()}')

@@ -30,7 +30,7 @@ def entry(page, path):
 
 def test_every_figure_has_its_caption_and_provenance(finished, page):
     files = sorted((finished / "results" / "default" / "figures").iterdir())
-    assert len(files) == 2 * 7
+    assert len(files) == 2 * 8
     for file in files:
         shown = entry(page, file.relative_to(finished).as_posix())
         (caption,) = re.findall(rf'figure == "{file.stem}" %}}\n(.*)\n', CAPTIONS)

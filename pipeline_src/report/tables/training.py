@@ -47,8 +47,8 @@ def training_table(runs: xr.Dataset) -> Table:
     shown["time per epoch [s] (min … max)"] = spread.where(timed, NOT_MEASURED)
     shown["time / PyG eager"] = text_column(values["epoch_time_ratio"], "{:.2f}")
     shown["gradient error"] = text_column(values["gradient_error"], "{:.1e}")
-    bias = text_column(values["gradient_bias"], "{:.1e}")
-    error = text_column(values["gradient_bias_standard_error"], "{:.0e}")
+    bias = text_column(values["gradient_bias"], "{:.1e}").astype(str)
+    error = text_column(values["gradient_bias_standard_error"], "{:.0e}").astype(str)
     shown["of it bias"] = (bias + " ± " + error).where(
         values["gradient_bias_standard_error"].notna(), bias
     )
