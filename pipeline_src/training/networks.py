@@ -21,13 +21,11 @@ from pipeline_src.graphs.graph import Graph
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.projection import count_projected
 from pipeline_src.quant.rectified import RectifiedCoder
-from pipeline_src.training.spec import MethodSpec, ModelSpec
+from pipeline_src.training.spec import BoundariesOf, MethodSpec, ModelSpec
 
 if TYPE_CHECKING:
     from pipeline_src.gnn.pyg.network import PygNetwork
 
-# (bits, block size) -> boundaries in bin units
-BoundariesOf = Callable[[int, int], tuple[float, ...]]
 # None: PyTorch keeps what it keeps.
 Keeper = Keep | LeanRecipe | Technique | None
 

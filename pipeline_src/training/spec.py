@@ -17,11 +17,13 @@ machine and under another label, which is given when records are collected.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+# (bits, block size) -> boundaries in bin units
+BoundariesOf = Callable[[int, int], tuple[float, ...]]
 _TUPLES = ("layer_bits", "without")  # of a method's fields
 MAX_BLOCK_SIZE = 1024  # the published kernels cap a block at this many values
 
