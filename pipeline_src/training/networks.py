@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline_src.gnn.lean import LeanRecipe
+from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork, Keep
 from pipeline_src.gnn.pyg.technique import Technique
 from pipeline_src.gnn.shape import NetworkShape
@@ -110,7 +110,7 @@ def _lean(
     compile: str,
     device: torch.device,
 ) -> LeanRecipe:
-    """The layout of gnn/lean.py: one code per hidden value, and copies for ablation."""
+    """The layout of gnn/lean: one code per hidden value, and copies for ablation."""
     layer_bits = method.layer_bits or (method.bits,) * shape.num_hidden
     solved = _solved_boundaries(method, boundaries_of)
     sided = "sided_codes" not in method.without

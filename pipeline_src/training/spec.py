@@ -47,7 +47,7 @@ class MethodSpec:
     name: str
     label: str  # as figures and tables print it
     # "full": all that PyTorch keeps; "exact": the published layout; "lean": codes of
-    # hidden layers with their ends and statistics (gnn/lean.py); "pyg": PyTorch
+    # hidden layers with their ends and statistics (gnn/lean); "pyg": PyTorch
     # Geometric's layers with one of PyTorch's own ways to save memory
     # (gnn/pyg/technique.py)
     policy: str
