@@ -17,6 +17,8 @@ import xarray as xr
 from torch import Tensor
 
 from pipeline_src.measuring.gradient_error import GradientError, split_error
+from pipeline_src.quant.compilers import probe_ahead
+from pipeline_src.quant.fusion import fusion_pays, resolve_compile
 from pipeline_src.records import datasets
 from pipeline_src.training.job import Job
 from pipeline_src.training.meters import calls_to_time, measure_time
@@ -62,6 +64,8 @@ def measure_runs(
     for index, spec in enumerate(specs):
         trainer = Trainer(spec, job.graph, job.boundaries_of, seed=0)
         first = measure_time(functools.partial(trainer.step, 0), device)
+        if index == 0 and _compiles(spec, job):
+            probe_ahead()  # beside measurements of memory: no clock runs
         scalars.append({"first_step_time": first, **measure_step_memory(trainer)})
         log.info("%s: %.2f MiB saved", spec.cell, scalars[-1]["saved_memory"] / 2**20)
         if spec.method.name in timed:
@@ -92,6 +96,13 @@ def measure_runs(
         {name: [row[name] for row in scalars] for name in scalars[0]},
         epoch_time,
     )
+
+
+def _compiles(spec: RunSpec, job: Job) -> bool:
+    """True if kernels will be compiled for a CPU."""
+    choice = resolve_compile(spec.compile, job.device)
+    values = job.graph.num_nodes * spec.model.hidden
+    return job.device.type == "cpu" and fusion_pays(values, job.device, choice)
 
 
 def measure_gradient_errors(

@@ -1,4 +1,4 @@
-"""Whether this machine can compile kernels for its CPU; imports no torch.
+"""Whether this machine can compile kernels for its CPU; asking imports no torch.
 
 The workflow asks before any job starts, each job asks for itself.
 """
@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import threading
 
 COMPILE_CHOICES = ("auto", "true", "false")
 _COST = (
@@ -42,6 +43,18 @@ def plain_kernels_warning(compile: str) -> str | None:
                 f"{_COST} Set {variable} to a folder without blanks and quotes."
             )
     return None
+
+
+def probe_ahead() -> None:
+    """Let Inductor find out, beside other work, which instructions its CPU has.
+
+    Before its first module it compiles and loads a few programs for that: with a cold
+    cache ten seconds, in which this process would only wait for others.
+    """
+    # All that the thread will import: two threads importing at once get in their way.
+    from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401
+
+    threading.Thread(target=cpu_vec_isa.valid_vec_isa_list, daemon=True).start()
 
 
 def _folders_in_commands() -> list[tuple[str, str]]:

@@ -129,6 +129,23 @@ def test_an_unknown_method_to_time_is_refused_before_anything_is_measured(monkey
         measure(timed=("fp32", "block4", "block16"))
 
 
+@pytest.mark.parametrize(
+    ("compile", "values", "expected"),
+    [("auto", 200 * 8, 1), ("auto", 200 * 8 + 1, 0), ("false", 0, 0), ("true", 0, 1)],
+)
+def test_the_compiler_is_asked_ahead_where_it_will_be_needed(
+    compile, values, expected, monkeypatch
+):
+    """Once, whatever the number of methods; an import of seconds, where nothing is."""
+    asked = []
+    monkeypatch.setattr(runs, "probe_ahead", lambda: asked.append(1))
+    monkeypatch.setattr("pipeline_src.quant.fusion.MIN_NUMEL_ON_CPU", values)
+    # Nothing is compressed, so nothing is compiled in the end.
+    full = [dataclasses.replace(SPECS[0], compile=compile)] * 2
+    measure(full, timed=(), gradient_draws=0)
+    assert len(asked) == expected
+
+
 def test_gradient_errors_have_equal_masks_and_fall_with_bits():
     """With other masks of Dropout 0.5 every error would be of the order of 1.
 

@@ -1,5 +1,6 @@
 import itertools
 import os
+import subprocess
 import sys
 from typing import NamedTuple
 
@@ -224,3 +225,18 @@ def test_a_kernel_that_fixes_its_rows_is_refused(graphs):
 
     with pytest.raises(ConstraintViolationError, match="8"):
         fuse(fixed, rows={"x": 0})(torch.ones(8, 4))
+
+
+def test_what_is_asked_ahead_is_what_the_compiler_will_want():
+    """In a thread, so that this process goes on; the compiler keeps the answer."""
+    code = (
+        "import threading\n"
+        "from pipeline_src.quant.compilers import probe_ahead\n"
+        "probe_ahead()\n"
+        "for thread in threading.enumerate()[1:]:\n"
+        "    thread.join()\n"
+        "from torch._inductor.cpu_vec_isa import valid_vec_isa_list\n"
+        "print(valid_vec_isa_list.cache_info().currsize)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
