@@ -67,6 +67,9 @@ if TYPE_CHECKING:
     from pipeline_src.search.bits import (
         search_bits as search_bits,
     )
+    from pipeline_src.training.job import (
+        Job as Job,
+    )
     from pipeline_src.training.runs import (
         train_run as train_run,
     )
@@ -94,6 +97,7 @@ _HOMES = {
     "quant.feature_store": ("FeatureStore", "RowPacking"),
     "records.datasets": ("read_dataset", "write_dataset"),
     "search.bits": ("search_bits",),
+    "training.job": ("Job",),
     "training.runs": ("train_run",),
     "training.spec": ("MethodSpec", "ModelSpec", "RunSpec", "TrainingSpec"),
 }

@@ -10,6 +10,7 @@ from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.settings.evaluation import evaluate_settings
 from pipeline_src.settings.plans import FULL, ActivationSearch
 from pipeline_src.settings.space import setting_text
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import ModelSpec, RunSpec, TrainingSpec
 
 GRAPH = synthetic_graph(203, num_edges=1600, num_features=20, num_classes=4, seed=1)
@@ -39,7 +40,7 @@ def made_up_accuracy(configuration) -> float:
 
 def made_up_evaluations(search, settings) -> xr.Dataset:
     """In the form of evaluate_settings, with nothing trained."""
-    empty = evaluate_settings(search, [], GRAPH)
+    empty = evaluate_settings(search, [], Job(GRAPH))
     accuracy = np.repeat([[made_up_accuracy(one)] for one in settings], 2, axis=1)
     texts = [setting_text(one) for one in settings]
     return xr.Dataset(

@@ -97,7 +97,7 @@ def test_a_wheel_is_imported_where_no_extra_is_installed(tmp_path):
         "method = p.MethodSpec('e', 'e', 'exact', bits=2, rows_per_block=8)\n"
         "spec = p.RunSpec('synthetic', model, method, training, (0,))\n"
         "graph = p.synthetic_graph(num_nodes=200, num_edges=900)\n"
-        "print(p.__file__, len(p.train_run(spec, graph).test_accuracy))"
+        "print(p.__file__, len(p.train_run(spec, p.Job(graph)).test_accuracy))"
     )
     done = subprocess.run(
         [sys.executable, "-S", "-c", REFUSE + code],

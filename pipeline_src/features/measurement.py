@@ -15,7 +15,6 @@ keep.
 import copy
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from pipeline_src.features.networks import (
     ACCURACIES,
     by_seeds,
     network_of,
-    provenance_text,
     seed_coord,
 )
 from pipeline_src.features.plans import (
@@ -48,7 +46,7 @@ from pipeline_src.quant.feature_store import FeatureStore
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.quant.sparse_rows import SparseRows
 from pipeline_src.records import datasets
-from pipeline_src.records.devices import resolve_device
+from pipeline_src.training.job import Job
 from pipeline_src.training.meters import measure_memory
 
 log = logging.getLogger(__name__)
@@ -72,12 +70,9 @@ def measure_feature_bits(
     measurement: FeatureMeasurement,
     networks: xr.Dataset,  # of train_networks, of fresh seeds
     selection: xr.Dataset,  # of select_feature_bits
-    graph: Graph,
+    job: Job,
     *,
-    device: str = "auto",
     compile: str = "auto",
-    source_digest: str = "not recorded",
-    partial_dir: Path | None = None,
 ) -> xr.Dataset:
     """Measure what was chosen, and uniform bits, on networks that chose nothing.
 
@@ -85,11 +80,8 @@ def measure_feature_bits(
         measurement: what to measure beside the chosen bits, and how long to tune.
         networks: trained ones of seeds that the selection does not know.
         selection: the chosen bits.
-        graph: on any device.
-        device: "auto", "cpu" or "cuda".
+        job: with what, on the device to measure on; its parts are seeds.
         compile: "auto", "true" or "false"; changes no accuracy.
-        source_digest: recorded as provenance.
-        partial_dir: as in train_networks.
 
     Returns:
         Dims (method, seed): accuracies; dim seed: those of full precision, as trained
@@ -99,14 +91,13 @@ def measure_feature_bits(
     Raises:
         ValueError: if a network's seed helped to select the bits.
     """
-    place = resolve_device(device)
-    graph = graph.to(place)
+    graph = job.graph
     search = FeatureSearch.from_params(selection.attrs["search"])
     training = FeatureTraining.from_params(networks.attrs["training"])
     known = FeatureTraining.from_params(selection.attrs["training"]).seeds
     if again := set(training.seeds) & set(known):
         raise ValueError(f"seeds must be fresh, but bits were selected on {again}")
-    fused = resolve_compile(compile, place)
+    fused = resolve_compile(compile, job.device)
     chosen = FeatureSetting.of(training, graph, search, fused)
     uniform = chosen
     if (plain := _of_uniform_bits(search)) != search:
@@ -136,7 +127,7 @@ def measure_feature_bits(
             )
         return xr.Dataset(variables, {"seed": seed_coord([seed])})
 
-    record = by_seeds(training.seeds, measure_seed, partial_dir)
+    record = by_seeds(training.seeds, measure_seed, job)
     network = network_of(networks, 0, graph)
     for name in ACCURACIES:
         record[f"full_{name}"] = networks[name].assign_attrs(
@@ -152,7 +143,7 @@ def measure_feature_bits(
         measurement=measurement.to_params(),
         training=networks.attrs["training"],
         hyperparameters=networks.attrs["hyperparameters"],
-        provenance=provenance_text(source_digest, place),
+        provenance=job.provenance_text(),
     )
 
 

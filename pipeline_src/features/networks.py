@@ -4,11 +4,9 @@ One record per block of seeds: accuracies of the best validation epoch, and all 
 parameters, so that a search and a measurement train nothing again.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,8 @@ from pipeline_src.gnn.feature_network import PUBLISHED, FeatureNetwork
 from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.records import datasets
-from pipeline_src.records.devices import describe_device, resolve_device
 from pipeline_src.records.parts import read_part
+from pipeline_src.training.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +32,12 @@ ACCURACIES = {
 }
 
 
-def train_networks(
-    training: FeatureTraining,
-    graph: Graph,
-    *,
-    device: str = "auto",
-    source_digest: str = "not recorded",
-    partial_dir: Path | None = None,
-) -> xr.Dataset:
+def train_networks(training: FeatureTraining, job: Job) -> xr.Dataset:
     """Train a block of seeds in full precision.
 
     Args:
         training: graph, model, epochs, seeds and hyper-parameters.
-        graph: on any device.
-        device: "auto", "cpu" or "cuda".
-        source_digest: recorded as provenance.
-        partial_dir: where each finished seed is kept, so that a killed call continues;
-            its name must change with everything that changes the record.
+        job: with what, on the device to train on; its parts are seeds.
 
     Raises:
         FloatingPointError: if a training diverges, naming block, seed and epoch.
@@ -59,8 +46,7 @@ def train_networks(
         Dims (seed, ...): best epoch, validation and test accuracy, and every parameter
         of the network under its own name.
     """
-    place = resolve_device(device)
-    graph = graph.to(place)
+    graph = job.graph
     epochs = training.epochs or PUBLISHED[training.model].epochs
 
     def train_seed(seed: int) -> xr.Dataset:
@@ -95,9 +81,9 @@ def train_networks(
     attrs = {
         "training": training.to_params(),
         "hyperparameters": training.hyperparameters,
-        "provenance": provenance_text(source_digest, place),
+        "provenance": job.provenance_text(),
     }
-    return by_seeds(training.seeds, train_seed, partial_dir).assign_attrs(attrs)
+    return by_seeds(training.seeds, train_seed, job).assign_attrs(attrs)
 
 
 def new_network(training: FeatureTraining, graph: Graph) -> FeatureNetwork:
@@ -124,12 +110,12 @@ def network_of(networks: xr.Dataset, index: int, graph: Graph) -> FeatureNetwork
 def by_seeds(
     seeds: Sequence[int],
     make: Callable[[int], xr.Dataset],
-    partial_dir: Path | None,
+    job: Job,
 ) -> xr.Dataset:
     """Join the parts of all seeds; those that are kept are not made again."""
     parts = []
     for seed in seeds:
-        path = partial_dir / f"seed{seed}.nc" if partial_dir else None
+        path = job.part(f"seed{seed}")
         if (kept := read_part(path)) is not None:
             log.info("seed %d: resumed", seed)
             parts.append(kept)
@@ -143,16 +129,6 @@ def by_seeds(
 def seed_coord(seeds: list[int]) -> tuple[Any, ...]:
     """Seeds along their dimension, as xarray takes a coordinate."""
     return "seed", np.array(seeds, np.int64), datasets.attributes("1", "random seed")
-
-
-def provenance_text(source_digest: str, device: torch.device) -> str:
-    """What a record was made with, as JSON."""
-    return json.dumps(
-        datasets.describe_provenance(
-            source_digest, describe_device(device), torch.get_num_threads()
-        ),
-        sort_keys=True,
-    )
 
 
 def _accuracy(part: str, values: list[float]) -> tuple[Any, ...]:

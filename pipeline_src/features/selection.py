@@ -18,18 +18,13 @@ after each evaluation, so a killed one continues.
 import functools
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from pipeline_src.features.networks import (
-    POINTS,
-    network_of,
-    provenance_text,
-)
+from pipeline_src.features.networks import POINTS, network_of
 from pipeline_src.features.plans import FeatureSearch, FeatureTraining
 from pipeline_src.features.setting import FeatureSetting
 from pipeline_src.features.space import (
@@ -43,9 +38,9 @@ from pipeline_src.gnn.feature_bits import FeatureBits
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.quant.feature_store import FeatureStore
 from pipeline_src.records import datasets
-from pipeline_src.records.devices import resolve_device
 from pipeline_src.search.bits import search_bits
 from pipeline_src.search.result import SearchResult
+from pipeline_src.training.job import Job
 
 ABS = "ABS"  # automatic bit selection
 SEARCH_SEED = 0
@@ -57,30 +52,20 @@ _KEPT_INPUTS = 8
 def select_feature_bits(
     search: FeatureSearch,
     networks: xr.Dataset,  # of train_networks, of selection seeds
-    graph: Graph,
-    *,
-    archive_dir: Path | None = None,
-    device: str = "auto",
-    source_digest: str = "not recorded",
+    job: Job,
 ) -> xr.Dataset:
     """Choose bits by validation accuracy alone.
 
     Args:
         search: the space, the aims, the budgets.
         networks: trained ones; their mean accuracy in full precision is the baseline.
-        graph: on any device.
-        archive_dir: where each search keeps its archive, so that a killed call measures
-            nothing twice; its name must change with everything that changes a result.
-        device: "auto", "cpu" or "cuda".
-        source_digest: recorded as provenance.
+        job: with what, on the device to measure on; its parts are archives of searches.
 
     Returns:
         Dims evaluation (all searches one after another) and choice: what was measured,
         the best so far, and the bits that are chosen, as JSON.
     """
-    place = resolve_device(device)
-    graph = graph.to(place)
-    evaluator = _Evaluator(networks, graph, search)
+    evaluator = _Evaluator(networks, job.graph, search)
     space, baseline = evaluator.space, float(networks["validation_accuracy"].mean())
     frames, chosen = [], {}
     for strategy in ("surrogate", *search.strategies):
@@ -92,7 +77,7 @@ def select_feature_bits(
             seed=SEARCH_SEED,
             max_drop=search.max_drop / POINTS,
             strategy=strategy,
-            path=archive_dir / f"{strategy}.nc" if archive_dir else None,
+            path=job.part(strategy),
         )
         frames.append(_evaluations(result, strategy, "combined", space))
         if strategy == "surrogate":
@@ -105,7 +90,7 @@ def select_feature_bits(
                 )
             chosen[ABS] = space.table("combined", result.best.configuration)
     if search.equal_bits is not None:
-        equal, ablation_frames = _search_equal(search, evaluator, baseline, archive_dir)
+        equal, ablation_frames = _search_equal(search, evaluator, baseline, job)
         chosen |= equal
         frames += ablation_frames
     evaluations = xr.concat(frames, "evaluation", combine_attrs="drop_conflicts")
@@ -122,7 +107,7 @@ def select_feature_bits(
         "training": networks.attrs["training"],
         "hyperparameters": networks.attrs["hyperparameters"],
         "baseline": baseline,
-        "provenance": provenance_text(source_digest, place),
+        "provenance": job.provenance_text(),
     }
     selection = evaluations.merge(choice)
     selection.attrs = attrs
@@ -173,7 +158,7 @@ def _search_equal(
     search: FeatureSearch,
     evaluator: _Evaluator,
     baseline: float,
-    archive_dir: Path | None,
+    job: Job,
 ) -> tuple[dict[str, FeatureBits], list[xr.Dataset]]:
     """The most accurate bits of each granularity within one nominal memory."""
     space, equal = evaluator.space, search.equal_bits
@@ -197,7 +182,7 @@ def _search_equal(
             baseline=baseline,
             seed=SEARCH_SEED,
             max_memory=max_memory,
-            path=archive_dir / f"equal-{granularity}.nc" if archive_dir else None,
+            path=job.part(f"equal-{granularity}"),
         )
         frames.append(_evaluations(result, "surrogate", granularity, space))
         rows = result.archive

@@ -4,7 +4,7 @@ Blocks are convolution, BatchNorm, ReLU, Dropout; the last layer is a convolutio
 and gives logits (the configuration of EXACT and of its block-wise successor). One class
 serves all ways of training: without a keeper every operation is PyTorch's own and
 keeps what PyTorch keeps; a Keep names the Compressor of each activation; a LeanRecipe
-stands for the layout of gnn/lean.py.
+stands for the layout of gnn/lean.
 Forward gives the same numbers either way, and evaluation never compresses.
 """
 
@@ -23,7 +23,9 @@ from pipeline_src.gnn.aggregation import (
     mean_aggregation,
 )
 from pipeline_src.gnn.batch_norm import BatchNorm, check_batch
-from pipeline_src.gnn.lean import LeanLayer, LeanNetwork, LeanRecipe
+from pipeline_src.gnn.lean.layers import LeanLayer
+from pipeline_src.gnn.lean.network import LeanNetwork
+from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.saved import (
     Aggregate,
     BatchNormalization,

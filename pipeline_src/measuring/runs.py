@@ -16,12 +16,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pipeline_src.graphs.graph import Graph
 from pipeline_src.measuring.gradient_error import GradientError, split_error
 from pipeline_src.records import datasets
-from pipeline_src.records.devices import describe_device, resolve_device
+from pipeline_src.training.job import Job
 from pipeline_src.training.meters import calls_to_time, measure_time
-from pipeline_src.training.networks import BoundariesOf
 from pipeline_src.training.spec import MethodSpec, RunSpec
 from pipeline_src.training.step_memory import measure_step_memory
 from pipeline_src.training.trainer import (
@@ -34,28 +32,22 @@ log = logging.getLogger(__name__)
 
 def measure_runs(
     specs: Sequence[RunSpec],
-    graph: Graph,
-    boundaries_of: BoundariesOf | None = None,
+    job: Job,
     *,
     timed: Sequence[str],
     warmup: int,
     repeats: int,
     gradient_draws: int,
-    threads: int,
-    source_digest: str = "not recorded",
 ) -> xr.Dataset:
     """Measure memory and gradient error of all methods, epoch time of those in timed.
 
     Args:
         specs: one per method, of one graph and model and device.
-        graph: on any device; it is copied to the one of the specs.
-        boundaries_of: solved boundaries; needed by methods that do not round evenly.
+        job: with what all are measured.
         timed: names of methods whose training steps are timed, evaluation excluded.
         warmup: steps of each before the clock counts.
         repeats: timed steps of each; on a GPU several where one is short.
         gradient_draws: see measure_gradient_errors; 0 leaves the error out, as NaN.
-        threads: recorded as provenance.
-        source_digest: recorded as provenance.
 
     Raises:
         ValueError: if timed names a method that specs lack.
@@ -63,12 +55,12 @@ def measure_runs(
     names = [spec.method.name for spec in specs]
     if unknown := sorted(set(timed) - set(names)):
         raise ValueError(f"timed methods must be among {names}, got {unknown}")
-    device = resolve_device(specs[0].device)
-    graph = graph.to(device)
+    job = job.on(specs[0].device)
+    device = job.device
     scalars: list[dict[str, float]] = []
     trainers = {}
     for index, spec in enumerate(specs):
-        trainer = Trainer(spec, graph, boundaries_of, seed=0)
+        trainer = Trainer(spec, job.graph, job.boundaries_of, seed=0)
         first = measure_time(functools.partial(trainer.step, 0), device)
         scalars.append({"first_step_time": first, **measure_step_memory(trainer)})
         log.info("%s: %.2f MiB saved", spec.cell, scalars[-1]["saved_memory"] / 2**20)
@@ -88,9 +80,7 @@ def measure_runs(
     del trainers
     errors = [GradientError(math.nan, math.nan, math.nan)] * len(specs)
     if gradient_draws:
-        errors = measure_gradient_errors(
-            specs, graph, boundaries_of, steps=warmup, draws=gradient_draws
-        )
+        errors = measure_gradient_errors(specs, job, steps=warmup, draws=gradient_draws)
     for row, error in zip(scalars, errors, strict=True):
         row["gradient_error"] = error.total
         row["gradient_bias"] = error.bias
@@ -98,7 +88,7 @@ def measure_runs(
         row["gradient_variance"] = error.variance
     return datasets.measurement_record(
         [json.dumps(spec.to_json(), sort_keys=True) for spec in specs],
-        datasets.describe_provenance(source_digest, describe_device(device), threads),
+        job.provenance(),
         {name: [row[name] for row in scalars] for name in scalars[0]},
         epoch_time,
     )
@@ -106,8 +96,7 @@ def measure_runs(
 
 def measure_gradient_errors(
     specs: Sequence[RunSpec],
-    graph: Graph,  # on the device to measure on
-    boundaries_of: BoundariesOf | None,
+    job: Job,  # on the device to measure on
     *,
     steps: int,
     draws: int,
@@ -128,14 +117,14 @@ def measure_gradient_errors(
         # More epochs than the plan's, so that each draw has noise of its own.
         training = replace(specs[0].training, epochs=steps + draws)
         spec = replace(specs[0], method=reference, training=training)
-        exact = Trainer(spec, graph, boundaries_of, seed=0)
+        exact = Trainer(spec, job.graph, job.boundaries_of, seed=0)
         for step in range(steps):
             exact.step(step)
         state = exact.model.state_dict()
         expected = _weight_gradients(exact, steps, draws)
         for index in members:
             spec = replace(specs[index], training=training)
-            trainer = Trainer(spec, graph, boundaries_of, seed=0)
+            trainer = Trainer(spec, job.graph, job.boundaries_of, seed=0)
             trainer.model.load_state_dict(state)
             _share_seeds(exact, trainer)
             with drawing_as_eager(spec.method):

@@ -12,17 +12,13 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
-from pipeline_src.graphs.graph import Graph
 from pipeline_src.measuring.byte_books import saved_bytes
 from pipeline_src.records import datasets
-from pipeline_src.records.devices import describe_device, resolve_device
 from pipeline_src.records.parts import read_part
 from pipeline_src.search.space import Configuration
 from pipeline_src.settings.plans import MIB, ActivationSearch
@@ -31,7 +27,7 @@ from pipeline_src.settings.space import (
     method_of,
     setting_text,
 )
-from pipeline_src.training.networks import BoundariesOf
+from pipeline_src.training.job import Job
 from pipeline_src.training.runs import train_seed
 from pipeline_src.training.spec import MethodSpec, RunSpec
 from pipeline_src.training.step_memory import measure_step_memory
@@ -40,22 +36,12 @@ from pipeline_src.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def start_search(
-    search: ActivationSearch,
-    graph: Graph,
-    boundaries_of: BoundariesOf | None = None,
-    *,
-    partial_dir: Path | None = None,
-    source_digest: str = "not recorded",
-) -> xr.Dataset:
+def start_search(search: ActivationSearch, job: Job) -> xr.Dataset:
     """What a search knows before its first round.
 
     Args:
         search: what is searched for.
-        graph: on any device.
-        boundaries_of: solved boundaries; needed if settings do not round evenly.
-        partial_dir: as in evaluate_settings.
-        source_digest: recorded as provenance.
+        job: with what; its parts are accuracies and peaks, one of each training.
 
     Returns:
         Dims setting (bytes of every one), seed (accuracies of full precision); the
@@ -65,15 +51,12 @@ def start_search(
         ValueError: if no setting is as small as max_memory asks for.
         FloatingPointError: if full precision diverges, which leaves no baseline.
     """
-    device = resolve_device(search.run.device)
-    graph = graph.to(device)
+    job = job.on(search.run.device)
     settings = all_settings(search)
     methods = [search.run.method, *(method_of(search, one) for one in settings)]
-    memory = [
-        _memory(search, method, graph, boundaries_of, partial_dir) for method in methods
-    ]
+    memory = [_memory(search, method, job) for method in methods]
     _require_reachable(search, settings, memory[1:])
-    accuracy = _accuracies(search.run, graph, boundaries_of, partial_dir)
+    accuracy = _accuracies(search.run, job)
     if not accuracy.all():
         raise FloatingPointError(
             "full precision diverged, so there is nothing to compare with; lower"
@@ -93,13 +76,8 @@ def start_search(
             "search": search.to_params(),
             "baseline": float(accuracy.mean()),
             "full_memory": memory[0],
-            "num_nodes": graph.num_nodes,
-            "provenance": json.dumps(
-                datasets.describe_provenance(
-                    source_digest, describe_device(device), torch.get_num_threads()
-                ),
-                sort_keys=True,
-            ),
+            "num_nodes": job.graph.num_nodes,
+            "provenance": job.provenance_text(),
         },
     )
 
@@ -107,29 +85,23 @@ def start_search(
 def evaluate_settings(
     search: ActivationSearch,
     settings: Sequence[Configuration],
-    graph: Graph,
-    boundaries_of: BoundariesOf | None = None,
-    *,
-    partial_dir: Path | None = None,
+    job: Job,
 ) -> xr.Dataset:
     """Train every setting with every selection seed.
 
     Args:
         search: what is searched for.
         settings: configurations of its space.
-        graph: on any device.
-        boundaries_of: solved boundaries; needed if settings do not round evenly.
-        partial_dir: where each trained setting is kept, so that a killed call trains
-            none twice; its name must change with everything that changes a result.
+        job: with what; its parts are accuracies, one of each training.
 
     Returns:
         Validation accuracies, dims (setting, seed); 0 where a training diverged.
     """
-    graph = graph.to(resolve_device(search.run.device))
+    job = job.on(search.run.device)
     rows = []
     for setting in settings:
         run = replace(search.run, method=method_of(search, setting))
-        rows.append(_accuracies(run, graph, boundaries_of, partial_dir))
+        rows.append(_accuracies(run, job))
         log.info("%s: validation %.2f %%", run.method.label, 100 * rows[-1].mean())
     shape = len(settings), len(search.run.seeds)
     return xr.Dataset(
@@ -156,17 +128,13 @@ def _require_reachable(
         )
 
 
-def _accuracies(
-    run: RunSpec,
-    graph: Graph,
-    boundaries_of: BoundariesOf | None,
-    partial_dir: Path | None,
-) -> np.ndarray:
+def _accuracies(run: RunSpec, job: Job) -> np.ndarray:
     """Best validation accuracy of each seed, (num_seeds,); 0 for one that diverged."""
 
     def train(seed: int) -> float:
         try:
-            scalars, _ = train_seed(Trainer(run, graph, boundaries_of, seed))
+            trainer = Trainer(run, job.graph, job.boundaries_of, seed)
+            scalars, _ = train_seed(trainer)
         except FloatingPointError as error:
             log.warning("counts as accuracy 0: %s", error)
             return 0.0
@@ -174,37 +142,31 @@ def _accuracies(
 
     return np.array(
         [
-            _kept(partial_dir, [run.to_json(), seed], functools.partial(train, seed))
+            _kept(job, [run.to_json(), seed], functools.partial(train, seed))
             for seed in run.seeds
         ]
     )
 
 
-def _memory(
-    search: ActivationSearch,
-    method: MethodSpec,
-    graph: Graph,
-    boundaries_of: BoundariesOf | None,
-    partial_dir: Path | None,
-) -> float:
+def _memory(search: ActivationSearch, method: MethodSpec, job: Job) -> float:
     """Bytes by the objective of the search."""
     run = replace(search.run, method=method)
     if search.objective == "saved":
-        return saved_bytes(run.model, method, graph.sizes, run.training.loss)
+        return saved_bytes(run.model, method, job.graph.sizes, run.training.loss)
 
     def measure() -> float:
-        trainer = Trainer(run, graph, boundaries_of, run.seeds[0])
+        trainer = Trainer(run, job.graph, job.boundaries_of, run.seeds[0])
         return measure_step_memory(trainer)["peak_memory"]
 
-    return _kept(partial_dir, [run.to_json(), "peak"], measure)
+    return _kept(job, [run.to_json(), "peak"], measure)
 
 
-def _kept(partial_dir: Path | None, key: list[Any], make: Callable[[], float]) -> float:
+def _kept(job: Job, key: list[Any], make: Callable[[], float]) -> float:
     """The number that make returns, or that an earlier call kept for the key."""
-    if partial_dir is None:
-        return make()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = partial_dir / f"{name}.nc"
+    path = job.part(name)
+    if path is None:
+        return make()
     part = read_part(path)
     if part is None:
         part = xr.Dataset({"number": ((), make())})

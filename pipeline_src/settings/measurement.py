@@ -9,15 +9,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import xarray as xr
 
-from pipeline_src.graphs.graph import Graph
 from pipeline_src.records import datasets
 from pipeline_src.settings.plans import FULL, ActivationSearch
 from pipeline_src.settings.space import describe_method
-from pipeline_src.training.networks import BoundariesOf
+from pipeline_src.training.job import Job
 from pipeline_src.training.runs import train_run
 from pipeline_src.training.spec import MethodSpec, RunSpec
 
@@ -36,15 +34,9 @@ def measure_settings(
     block: RunSpec,  # of fresh seeds; its method does not matter
     beside: Sequence[MethodSpec],  # that nobody chose, such as uniform settings
     selection: xr.Dataset,  # of choice.choose_settings
-    graph: Graph,
-    boundaries_of: BoundariesOf | None = None,
-    *,
-    source_digest: str = "not recorded",
-    partial_dir: Path | None = None,
+    job: Job,  # its parts are seeds, in a folder for each method
 ) -> xr.Dataset:
     """Train full precision, what was chosen, and the methods beside.
-
-    Graph, boundaries, digest and parts are those of train_run.
 
     Returns:
         Variables of MEASURED, dims (method, seed); coordinates spec and setting: the
@@ -66,11 +58,7 @@ def measure_settings(
         unnamed = replace(method, name="measured", label="")
         if unnamed not in trained:  # two questions may have one answer
             trained[unnamed] = train_run(
-                replace(block, method=method),
-                graph,
-                boundaries_of,
-                source_digest=source_digest,
-                partial_dir=_part(partial_dir, unnamed),
+                replace(block, method=method), _with_parts_of(job, unnamed)
             )
         parts.append(trained[unnamed][list(MEASURED)])
     record = xr.concat(parts, "method", combine_attrs="override").assign_coords(
@@ -106,10 +94,11 @@ def _chosen(search: ActivationSearch, selection: xr.Dataset) -> dict[str, Method
     }
 
 
-def _part(partial_dir: Path | None, method: MethodSpec) -> Path | None:
-    if partial_dir is None:
-        return None
-    return partial_dir / hashlib.sha256(_text(method).encode()).hexdigest()[:16]
+def _with_parts_of(job: Job, method: MethodSpec) -> Job:
+    if job.partial_dir is None:
+        return job
+    name = hashlib.sha256(_text(method).encode()).hexdigest()[:16]
+    return replace(job, partial_dir=job.partial_dir / name)
 
 
 def _text(method: MethodSpec) -> str:

@@ -17,12 +17,9 @@ import xarray as xr
 from torch import Tensor
 
 from pipeline_src.gnn.models import Keep
-from pipeline_src.graphs.graph import Graph
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
 from pipeline_src.quant.projection import count_projected, project
-from pipeline_src.records import datasets
-from pipeline_src.records.devices import describe_device, resolve_device
-from pipeline_src.training.networks import BoundariesOf
+from pipeline_src.training.job import Job
 from pipeline_src.training.observations import Observation, observe_blocks
 from pipeline_src.training.spec import RunSpec
 from pipeline_src.training.trainer import Trainer
@@ -52,11 +49,8 @@ class ObservedCompressor(Compressor):
 
 def capture_activations(
     spec: RunSpec,
-    graph: Graph,
+    job: Job,
     epochs: Sequence[int],  # 1 is the first
-    boundaries_of: BoundariesOf | None = None,
-    *,
-    source_digest: str = "not recorded",
 ) -> xr.Dataset:
     """Train the first seed of a cell and record the positions of what it keeps.
 
@@ -72,8 +66,7 @@ def capture_activations(
         raise ValueError(
             f"epochs to capture must lie in 1..{spec.training.epochs}, got {bad}"
         )
-    device = resolve_device(spec.device)
-    graph = graph.to(device)
+    job = job.on(spec.device)
     seen: dict[tuple[str, int, int], Observation] = {}
     now = 0
     variants = (0, 1) if spec.method.projection_ratio > 1 else (0,)
@@ -96,7 +89,7 @@ def capture_activations(
 
         return observed_keep
 
-    trainer = Trainer(spec, graph, boundaries_of, spec.seeds[0], watch)
+    trainer = Trainer(spec, job.graph, job.boundaries_of, spec.seeds[0], watch)
     for epoch in range(max(epochs)):
         now = epoch + 1
         loss = trainer.step(epoch)
@@ -107,12 +100,7 @@ def capture_activations(
     dataset.attrs = {
         "spec": json.dumps(spec.to_json(), sort_keys=True),
         "bits": spec.method.bits,
-        "provenance": json.dumps(
-            datasets.describe_provenance(
-                source_digest, describe_device(device), torch.get_num_threads()
-            ),
-            sort_keys=True,
-        ),
+        "provenance": job.provenance_text(),
     }
     return dataset
 

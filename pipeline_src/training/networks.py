@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline_src.gnn.lean import LeanRecipe
+from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork, Keep
 from pipeline_src.gnn.pyg.technique import Technique
 from pipeline_src.gnn.shape import NetworkShape
@@ -21,13 +21,11 @@ from pipeline_src.graphs.graph import Graph
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.projection import count_projected
 from pipeline_src.quant.rectified import RectifiedCoder
-from pipeline_src.training.spec import MethodSpec, ModelSpec
+from pipeline_src.training.spec import BoundariesOf, MethodSpec, ModelSpec
 
 if TYPE_CHECKING:
     from pipeline_src.gnn.pyg.network import PygNetwork
 
-# (bits, block size) -> boundaries in bin units
-BoundariesOf = Callable[[int, int], tuple[float, ...]]
 # None: PyTorch keeps what it keeps.
 Keeper = Keep | LeanRecipe | Technique | None
 
@@ -112,7 +110,7 @@ def _lean(
     compile: str,
     device: torch.device,
 ) -> LeanRecipe:
-    """The layout of gnn/lean.py: one code per hidden value, and copies for ablation."""
+    """The layout of gnn/lean: one code per hidden value, and copies for ablation."""
     layer_bits = method.layer_bits or (method.bits,) * shape.num_hidden
     solved = _solved_boundaries(method, boundaries_of)
     sided = "sided_codes" not in method.without

@@ -1,4 +1,4 @@
-"""One training: a specification and a graph in, a record out.
+"""One training: a specification and a job in, a record out.
 
 Every epoch ends with an evaluation; test accuracy is reported at the epoch of the best
 validation accuracy, as EXACT does. The loop never waits for the device: losses and
@@ -7,20 +7,17 @@ accuracies stay there until progress is reported.
 
 import json
 import logging
-from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from pipeline_src.graphs.graph import Graph
 from pipeline_src.graphs.splits import doubts_about_splits, refuse_empty_splits
 from pipeline_src.records import datasets
-from pipeline_src.records.devices import describe_device, resolve_device
 from pipeline_src.records.parts import read_part
+from pipeline_src.training.job import Job
 from pipeline_src.training.meters import StepClock
-from pipeline_src.training.networks import BoundariesOf
 from pipeline_src.training.spec import RunSpec
 from pipeline_src.training.step_memory import measure_step_memory
 from pipeline_src.training.trainer import Trainer
@@ -30,50 +27,36 @@ PROGRESS_REPORTS = 10  # per training
 log = logging.getLogger(__name__)
 
 
-def train_run(
-    spec: RunSpec,
-    graph: Graph,
-    boundaries_of: BoundariesOf | None = None,
-    *,
-    source_digest: str = "not recorded",
-    partial_dir: Path | None = None,
-) -> xr.Dataset:
+def train_run(spec: RunSpec, job: Job) -> xr.Dataset:
     """Train every seed of a cell and return its record.
 
     Args:
-        spec: what to train.
-        graph: on any device; it is copied to the one of the spec.
-        boundaries_of: solved boundaries; needed by methods that do not round evenly.
-        source_digest: goes into the record as provenance.
-        partial_dir: where each finished seed is kept until all are. A later call with
-            the same arguments and folder trains only the seeds that are missing, so
-            the folder's name must change with everything that changes a record.
+        spec: what to train, and on which device.
+        job: with what; its parts are seeds.
 
     Raises:
         ValueError: if the specification cannot be trained, naming what is missing.
         FloatingPointError: if the loss, an activation, a weight or a logit stops being
             finite, naming run, epoch and remedy.
     """
-    device = resolve_device(spec.device)
+    job = job.on(spec.device)
+    graph = job.graph
     refuse_empty_splits(graph.splits)
-    graph = graph.to(device)
-    provenance = datasets.describe_provenance(
-        source_digest, describe_device(device), torch.get_num_threads()
-    )
+    provenance = job.provenance()
     if doubts := doubts_about_splits(graph.labels, graph.splits):
         log.warning("%s: %s", graph.name, "; ".join(doubts))
         provenance["doubts"] = [f"{graph.name}: {doubt}" for doubt in doubts]
     memory: dict[str, float] | None = None
     parts = []
     for seed in spec.seeds:
-        path = partial_dir / f"seed{seed}.nc" if partial_dir else None
+        path = job.part(f"seed{seed}")
         if (kept := read_part(path)) is not None:
             log.info("%s seed %d: resumed", spec.cell, seed)
             parts.append(kept)
             continue
         if memory is None:
-            memory = measure_step_memory(Trainer(spec, graph, boundaries_of, seed))
-        scalars, curves = train_seed(Trainer(spec, graph, boundaries_of, seed))
+            memory = measure_step_memory(Trainer(spec, graph, job.boundaries_of, seed))
+        scalars, curves = train_seed(Trainer(spec, graph, job.boundaries_of, seed))
         part = datasets.run_record(
             json.dumps(spec.to_json(), sort_keys=True),
             provenance,

@@ -17,11 +17,13 @@ machine and under another label, which is given when records are collected.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+# (bits, block size) -> boundaries in bin units
+BoundariesOf = Callable[[int, int], tuple[float, ...]]
 _TUPLES = ("layer_bits", "without")  # of a method's fields
 MAX_BLOCK_SIZE = 1024  # the published kernels cap a block at this many values
 
@@ -45,7 +47,7 @@ class MethodSpec:
     name: str
     label: str  # as figures and tables print it
     # "full": all that PyTorch keeps; "exact": the published layout; "lean": codes of
-    # hidden layers with their ends and statistics (gnn/lean.py); "pyg": PyTorch
+    # hidden layers with their ends and statistics (gnn/lean); "pyg": PyTorch
     # Geometric's layers with one of PyTorch's own ways to save memory
     # (gnn/pyg/technique.py)
     policy: str

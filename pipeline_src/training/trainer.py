@@ -23,13 +23,8 @@ from pipeline_src.graphs.graph import Graph
 from pipeline_src.graphs.splits import refuse_empty_splits
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.training.adam import Adam
-from pipeline_src.training.networks import (
-    BoundariesOf,
-    build_network,
-    keeper_of,
-    shape_of,
-)
-from pipeline_src.training.spec import RunSpec
+from pipeline_src.training.networks import build_network, keeper_of, shape_of
+from pipeline_src.training.spec import BoundariesOf, RunSpec
 
 LOWER = "Lower learning_rate or set gradient_clip."
 LOG_LOSS_OFFSET = 1 - math.log(2)  # of the log cross entropy, EXACT's training script

@@ -30,6 +30,7 @@ from pipeline_src.gnn.feature_bits import uniform_bits
 from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.records.datasets import read_dataset, write_dataset
+from pipeline_src.training.job import Job
 
 GRAPH = synthetic_graph(
     num_nodes=200, num_edges=1600, num_features=20, num_classes=4, seed=1
@@ -48,23 +49,23 @@ class LostMachineError(Exception):
 
 @pytest.fixture(scope="module")
 def networks():
-    return train_networks(SELECTION, GRAPH, device="cpu")
+    return train_networks(SELECTION, Job(GRAPH))
 
 
 @pytest.fixture(scope="module")
 def fresh():
-    return train_networks(FRESH, GRAPH, device="cpu")
+    return train_networks(FRESH, Job(GRAPH))
 
 
 @pytest.fixture(scope="module")
 def selection(networks):
-    return select_feature_bits(SEARCH, networks, GRAPH, device="cpu")
+    return select_feature_bits(SEARCH, networks, Job(GRAPH))
 
 
 @pytest.fixture(scope="module")
 def measured(fresh, selection):
     return measure_feature_bits(
-        MEASUREMENT, fresh, selection, GRAPH, device="cpu", compile="false"
+        MEASUREMENT, fresh, selection, Job(GRAPH), compile="false"
     )
 
 
@@ -92,9 +93,9 @@ def test_a_killed_training_repeats_no_seed(networks, tmp_path, monkeypatch):
     most = 1
     monkeypatch.setattr(feature_networks, "train", train_once)
     with pytest.raises(LostMachineError):
-        train_networks(SELECTION, GRAPH, device="cpu", partial_dir=tmp_path)
+        train_networks(SELECTION, Job(GRAPH, partial_dir=tmp_path))
     most = 2  # a third training would be one too many
-    again = train_networks(SELECTION, GRAPH, device="cpu", partial_dir=tmp_path)
+    again = train_networks(SELECTION, Job(GRAPH, partial_dir=tmp_path))
     assert again.identical(networks)
 
 
@@ -119,7 +120,7 @@ def test_test_labels_do_not_reach_the_selection(networks, selection):
     labels = GRAPH.labels.clone()
     labels[GRAPH.test_index] = (labels[GRAPH.test_index] + 1) % GRAPH.num_classes
     other = type(GRAPH)(**{**vars(GRAPH), "labels": labels})
-    again = select_feature_bits(SEARCH, networks, other, device="cpu")
+    again = select_feature_bits(SEARCH, networks, Job(other))
     assert again.identical(selection)
 
 
@@ -148,12 +149,10 @@ def test_a_killed_search_measures_nothing_twice(
 
     monkeypatch.setattr(feature_selection, "accuracies", once)
     with pytest.raises(LostMachineError):
-        select_feature_bits(SEARCH, networks, GRAPH, device="cpu", archive_dir=tmp_path)
+        select_feature_bits(SEARCH, networks, Job(GRAPH, partial_dir=tmp_path))
     before = set(asked[:-1:2])  # two networks each; the ninth call was lost
     asked.append(None)  # no other call is the ninth
-    again = select_feature_bits(
-        SEARCH, networks, GRAPH, device="cpu", archive_dir=tmp_path
-    )
+    again = select_feature_bits(SEARCH, networks, Job(GRAPH, partial_dir=tmp_path))
     of_abs = asked[10 : 10 + 2 * (SEARCH.budget - len(before))]
     assert not before & set(of_abs)
     assert again.identical(selection)
@@ -161,7 +160,7 @@ def test_a_killed_search_measures_nothing_twice(
 
 def test_what_is_measured_never_chose_bits(networks, selection):
     with pytest.raises(ValueError, match=r"fresh, but bits were selected on .*100"):
-        measure_feature_bits(MEASUREMENT, networks, selection, GRAPH, device="cpu")
+        measure_feature_bits(MEASUREMENT, networks, selection, Job(GRAPH))
 
 
 def test_a_measurement_has_all_methods_and_their_bytes(measured, fresh):
@@ -199,7 +198,7 @@ def test_full_precision_is_tuned_by_the_rule_of_packed_networks(
         bits=("choice", [full] * selection.sizes["choice"])
     )
     record = measure_feature_bits(
-        MEASUREMENT, fresh, lossless, GRAPH, device="cpu", compile="false"
+        MEASUREMENT, fresh, lossless, Job(GRAPH), compile="false"
     )
     tuned = {name for name in calls if name[1]}
     epochs = MEASUREMENT.fine_tuning_epochs
@@ -217,7 +216,7 @@ def test_full_precision_is_tuned_by_the_rule_of_packed_networks(
 def test_without_fine_tuning_there_is_no_tuned_full_precision(fresh, selection):
     nothing = replace(MEASUREMENT, tuned_uniform_bits=(), fine_tuning_epochs=0)
     record = measure_feature_bits(
-        nothing, fresh, selection, GRAPH, device="cpu", compile="false"
+        nothing, fresh, selection, Job(GRAPH), compile="false"
     )
     assert np.isnan(record["full_tuned_test_accuracy"].values).all()
 
@@ -228,7 +227,7 @@ def test_networks_have_the_hyperparameters_that_they_are_asked_for():
     own = {"hidden": 5, "dropout": 0.25, "learning_rate": 0.02, "weight_decay": 0.0}
     chose, fresh = (
         train_networks(
-            FeatureTraining("made-up", "gcn", 2, (first,), **own), graph, device="cpu"
+            FeatureTraining("made-up", "gcn", 2, (first,), **own), Job(graph)
         )
         for first in (1000, 0)
     )
@@ -236,9 +235,9 @@ def test_networks_have_the_hyperparameters_that_they_are_asked_for():
     assert {name: getattr(network.hyperparameters, name) for name in own} == own
     assert fresh["layers.0.weight"].shape == (1, 5, 8)
     search = replace(SEARCH, equal_bits=None, max_drop=100.0)
-    selection = select_feature_bits(search, chose, graph, device="cpu")
+    selection = select_feature_bits(search, chose, Job(graph))
     record = measure_feature_bits(
-        MEASUREMENT, fresh, selection, graph, device="cpu", compile="false"
+        MEASUREMENT, fresh, selection, Job(graph), compile="false"
     )
     # Inputs of 8 features and of 5, and products of 5 and of 3, of 60 nodes.
     assert float(record["full_memory"]) == 4 * 60 * (8 + 5 + 5 + 3)
@@ -248,7 +247,7 @@ def test_uniform_bits_do_not_depend_on_what_the_search_may_do_to_attention():
     """Four bits and ranges of a receiver, though the search has neither."""
     graph = synthetic_graph(60, 300, 8, 3, seed=2)
     blocks = [FeatureTraining("made-up", "agnn", 2, (first,)) for first in (1000, 0)]
-    chose, fresh = (train_networks(block, graph, device="cpu") for block in blocks)
+    chose, fresh = (train_networks(block, Job(graph)) for block in blocks)
     daring = replace(
         SEARCH,
         candidate_bits=(1, 2, 32),
@@ -261,9 +260,8 @@ def test_uniform_bits_do_not_depend_on_what_the_search_may_do_to_attention():
         measure_feature_bits(
             FeatureMeasurement((1,), (), 0),
             fresh,
-            select_feature_bits(search, chose, graph, device="cpu"),
-            graph,
-            device="cpu",
+            select_feature_bits(search, chose, Job(graph)),
+            Job(graph),
             compile="false",
         ).sel({"method": "uniform 1"})
         for search in (replace(SEARCH, equal_bits=None), daring)
@@ -282,10 +280,8 @@ def test_a_killed_measurement_repeats_no_seed(
             MEASUREMENT,
             fresh,
             selection,
-            GRAPH,
-            device="cpu",
+            Job(GRAPH, partial_dir=tmp_path),
             compile="false",
-            partial_dir=tmp_path,
         )
 
     plain, seeds = measurement.fine_tune, []

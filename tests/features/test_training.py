@@ -14,6 +14,7 @@ from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.gnn.quantized_points import QuantizedPoints
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.quant.feature_store import RowPacking
+from pipeline_src.training.job import Job
 
 GRAPH = synthetic_graph(
     num_nodes=200, num_edges=1600, num_features=20, num_classes=4, seed=1
@@ -106,4 +107,4 @@ def test_a_network_that_diverges_is_refused_with_its_epoch_and_seed():
     training = FeatureTraining(wild.name, "gcn", 3, (5,))
     cause = rf"^{training.name} seed 5: the loss is (nan|inf) after epoch \d\..*leave"
     with pytest.raises(FloatingPointError, match=cause):
-        train_networks(training, wild, device="cpu")
+        train_networks(training, Job(wild))

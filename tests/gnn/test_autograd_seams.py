@@ -23,7 +23,9 @@ from pipeline_src.gnn.attention import GcnAggregate
 from pipeline_src.gnn.batch_norm import BatchNorm
 from pipeline_src.gnn.feature_bits import uniform_bits
 from pipeline_src.gnn.feature_network import FeatureNetwork
-from pipeline_src.gnn.lean import LeanLayer, LeanNetwork, LeanRecipe
+from pipeline_src.gnn.lean.layers import LeanLayer
+from pipeline_src.gnn.lean.network import LeanNetwork
+from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.gnn.pyg.network import PygNetwork

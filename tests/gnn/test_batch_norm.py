@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline_src.gnn.aggregation import mean_aggregation
 from pipeline_src.gnn.batch_norm import BatchNorm, move_running
-from pipeline_src.gnn.lean import LeanRecipe
+from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph

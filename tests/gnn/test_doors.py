@@ -16,7 +16,7 @@ from pipeline_src import quant
 from pipeline_src.gnn.aggregation import mean_aggregation
 from pipeline_src.gnn.feature_bits import uniform_bits
 from pipeline_src.gnn.feature_network import FeatureNetwork
-from pipeline_src.gnn.lean import LeanRecipe
+from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.message_plan import MessagePlan
 from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.gnn.pyg.network import PygNetwork

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline_src.gnn.lean import LeanRecipe
+from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from pipeline_src.configuration.checks import read_schema
-from pipeline_src.gnn import lean as lean_module
-from pipeline_src.gnn.lean import IDEAS, LeanRecipe
+from pipeline_src.gnn.lean import recipe
+from pipeline_src.gnn.lean.recipe import IDEAS, LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
@@ -143,7 +143,7 @@ def test_runs_of_rows_do_not_change_gradients(bits, monkeypatch):
     """Only the order of sums, of at most 128 terms through 3 layers."""
     whole = network("sage", lean(bits, without=("chunked_backward",)))
     expected = gradients(whole, seeds_of(whole))[1]
-    monkeypatch.setattr(lean_module, "RUN_VALUES", 16 * 16)
+    monkeypatch.setattr(recipe, "RUN_VALUES", 16 * 16)
     found = gradients(network("sage", lean(bits)), seeds_of(whole))[1]
     largest = max(gradient.norm() for gradient in expected.values())
     for name, gradient in expected.items():
@@ -273,13 +273,13 @@ def test_without_must_name_ideas():
 
 
 def test_one_bit_warns_of_its_bias_once():
-    lean_module._warn_of_bias.cache_clear()
+    recipe._warn_of_bias.cache_clear()
     with pytest.warns(UserWarning, match="1 bit has biased gradients.* Take 2 bits"):
         network("sage", lean(layer_bits=(2, 1)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         network("sage", lean(1))
-        lean_module._warn_of_bias.cache_clear()
+        recipe._warn_of_bias.cache_clear()
         network("sage", lean(2))
 
 

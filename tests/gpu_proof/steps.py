@@ -22,8 +22,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from pipeline_src.gnn import lean
 from pipeline_src.gnn.aggregation import Aggregation
+from pipeline_src.gnn.lean import recipe
 from pipeline_src.quant import rectified
 from pipeline_src.training.networks import build_network
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
@@ -152,7 +152,7 @@ def traced(policy: str, layer: str, batch_norm: bool) -> Step:
     trainer = _trainer(spec, seen)
     with (
         many_tensors_at_once(),
-        mock.patch.object(lean, "RUN_VALUES", lean.RUN_VALUES_ON_GPU),
+        mock.patch.object(recipe, "RUN_VALUES", recipe.RUN_VALUES_ON_GPU),
         mock.patch.object(rectified, "RUN_VALUES", rectified.RUN_VALUES_ON_GPU),
         # It knows no meta device; the library only ever switches it off.
         mock.patch.object(torch, "autocast", _switched_off),

@@ -33,6 +33,7 @@ from pipeline_src.measuring.lean_layouts import (
 from pipeline_src.measuring.runs import measure_gradient_errors
 from pipeline_src.quant.rectified import Normalization
 from pipeline_src.quant.shared_noise import LARGEST_ESTIMATE
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from pipeline_src.training.trainer import training_loss
 
@@ -162,7 +163,7 @@ def test_lean_itself_errs_as_its_layout_does(network, bits, steps):
     training = TrainingSpec(STEPS, 0.01, 0.0, 0.5, "cross_entropy")
     method = MethodSpec("lean", "lean", "lean", bits, rows_per_block=8)
     spec = RunSpec("digits", model, method, training, (0,), "cpu", "false")
-    (built,) = measure_gradient_errors([spec], network.graph, None, steps=5, draws=12)
+    (built,) = measure_gradient_errors([spec], Job(network.graph), steps=5, draws=12)
     layouts = split_error(estimated, exact)
     # Those of the kernels scatter as much.
     bound = 5 * (2 / 12) ** 0.5 * float(each.std())

@@ -10,6 +10,7 @@ from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.measuring import runs
 from pipeline_src.measuring.runs import measure_runs
 from pipeline_src.records.datasets import MEASUREMENT_SCALARS, MEMORY_SCALARS
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import (
     MethodSpec,
     ModelSpec,
@@ -20,6 +21,7 @@ from pipeline_src.training.step_memory import measure_step_memory
 from pipeline_src.training.trainer import Trainer
 
 GRAPH = synthetic_graph(num_nodes=200, num_edges=1000, num_features=16)
+JOB = Job(GRAPH)
 MODEL = ModelSpec("sage-2x8", "sage", 2, 8, 0.5, True)
 TRAINING = TrainingSpec(2, 0.01, 0.0, 0.5, "cross_entropy")
 METHODS = [
@@ -42,14 +44,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def measure(specs=SPECS, **changes):
+def measure(specs=SPECS, job=JOB, **changes):
     plan = {"timed": ("fp32", "block8"), "warmup": 1, "repeats": 3}
-    plan |= {"gradient_draws": 1, "threads": 1}
-    return measure_runs(specs, GRAPH, **{**plan, **changes})
+    plan |= {"gradient_draws": 1}
+    return measure_runs(specs, job, **{**plan, **changes})
 
 
 def test_the_record_has_a_row_for_each_method_and_a_column_for_each_repeat():
-    record = measure(threads=7, source_digest="0123")
+    record = measure(job=Job(GRAPH, threads=7, source_digest="0123"))
     assert dict(record.sizes) == {"method": 3, "repeat": 3}
     assert record["method"].values.tolist() == ["fp32", "exact", "block8"]
     assert record["epoch_time"].dims == ("method", "repeat")
@@ -108,13 +110,11 @@ def test_boundaries_go_to_the_methods_that_need_them():
         measure(specs, timed=())
     record = measure_runs(
         specs,
-        GRAPH,
-        lambda bits, size: (0.0, 1.1, 1.9, 3.0),
+        Job(GRAPH, lambda bits, size: (0.0, 1.1, 1.9, 3.0)),
         timed=["vm"],
         warmup=0,
         repeats=1,
         gradient_draws=0,
-        threads=1,
     )
     vm, block8 = (record.sel({"method": name}) for name in ("vm", "block8"))
     assert float(vm["saved_memory"]) == float(block8["saved_memory"])
@@ -145,7 +145,7 @@ def test_gradient_errors_have_equal_masks_and_fall_with_bits():
     ]
     specs = [dataclasses.replace(SPECS[0], method=method) for method in methods]
     full, exact2, exact8, lean2, lean8, apart = runs.measure_gradient_errors(
-        specs, GRAPH, None, steps=2, draws=2
+        specs, JOB, steps=2, draws=2
     )
     errors = (full, exact2, exact8, lean2, lean8, apart)
     full, exact2, exact8, lean2, lean8, apart = (one.total for one in errors)
@@ -160,11 +160,11 @@ def test_rivals_have_the_masks_of_eager_ones(technique):
     """With other masks the error would be of the order of 1."""
     method = MethodSpec("rival", "rival", "pyg", technique=technique)
     spec = dataclasses.replace(SPECS[0], method=method, compile="auto")
-    (error,) = runs.measure_gradient_errors([spec], GRAPH, None, steps=1, draws=1)
+    (error,) = runs.measure_gradient_errors([spec], JOB, steps=1, draws=1)
     assert error.total < 1e-3
 
 
 def test_projection_makes_the_gradient_of_the_published_layout_useless():
     """EXACT keeps every eighth: the error of the projection alone is (D - 1) / R."""
-    error, _ = runs.measure_gradient_errors(SPECS[1:], GRAPH, None, steps=1, draws=2)
+    error, _ = runs.measure_gradient_errors(SPECS[1:], JOB, steps=1, draws=2)
     assert error.total > 1

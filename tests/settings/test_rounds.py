@@ -24,6 +24,7 @@ from pipeline_src.settings.space import (
     setting_text,
     waiting_settings,
 )
+from pipeline_src.training.job import Job
 
 ROUNDS = 3
 
@@ -31,7 +32,7 @@ ROUNDS = 3
 @pytest.fixture(scope="module")
 def start():
     """With a baseline that the made-up accuracies can be compared with."""
-    return start_search(SEARCH, GRAPH).assign_attrs(baseline=0.895)
+    return start_search(SEARCH, Job(GRAPH)).assign_attrs(baseline=0.895)
 
 
 def in_parts(settings, size):

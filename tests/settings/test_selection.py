@@ -21,6 +21,7 @@ from pipeline_src.settings.evaluation import (
 from pipeline_src.settings.measurement import measure_settings
 from pipeline_src.settings.rounds import propose_round
 from pipeline_src.settings.space import all_settings, waiting_settings
+from pipeline_src.training.job import Job
 from pipeline_src.training.runs import train_run
 from pipeline_src.training.spec import MethodSpec
 
@@ -36,7 +37,7 @@ class LostMachineError(Exception):
 
 @pytest.fixture(scope="module")
 def start():
-    return start_search(PERMISSIVE, GRAPH)
+    return start_search(PERMISSIVE, Job(GRAPH))
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +45,32 @@ def selection(start):
     """After one round."""
     first = propose_round(start)
     return choose_settings(
-        start, first, [evaluate_settings(PERMISSIVE, waiting_settings(first), GRAPH)]
+        start,
+        first,
+        [evaluate_settings(PERMISSIVE, waiting_settings(first), Job(GRAPH))],
     )
 
 
 @pytest.fixture(scope="module")
 def measured(selection):
-    return measure_settings(FRESH, [LEAN], selection, GRAPH)
+    return measure_settings(FRESH, [LEAN], selection, Job(GRAPH))
 
 
 def test_a_setting_is_judged_by_the_trainings_of_its_method(start):
     """The same numbers as a run of the workflow reports, best validation epoch."""
-    accuracy = evaluate_settings(SEARCH, TWO, GRAPH)["accuracy"]
+    accuracy = evaluate_settings(SEARCH, TWO, Job(GRAPH))["accuracy"]
     for setting, row in zip(TWO, accuracy.values, strict=True):
         method = evaluation.method_of(SEARCH, setting)
-        run = train_run(replace(SEARCH.run, method=method), GRAPH)
+        run = train_run(replace(SEARCH.run, method=method), Job(GRAPH))
         assert row.tolist() == run["validation_accuracy"].values.tolist()
-    full = train_run(SEARCH.run, GRAPH)["validation_accuracy"].values
+    full = train_run(SEARCH.run, Job(GRAPH))["validation_accuracy"].values
     assert start["full_accuracy"].values.tolist() == full.tolist()
     assert start.attrs["baseline"] == full.mean()
 
 
 def test_a_killed_evaluation_trains_nothing_twice(tmp_path, monkeypatch):
     """Seed by seed: of four trainings the third is lost, and two are left to do."""
-    expected = evaluate_settings(SEARCH, TWO, GRAPH)
+    expected = evaluate_settings(SEARCH, TWO, Job(GRAPH))
     trained, plain = [], evaluation.train_seed
 
     def once(trainer):
@@ -79,9 +82,9 @@ def test_a_killed_evaluation_trains_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "train_seed", once)
     killed_at = 2
     with pytest.raises(LostMachineError):
-        evaluate_settings(SEARCH, TWO, GRAPH, partial_dir=tmp_path)
+        evaluate_settings(SEARCH, TWO, Job(GRAPH, partial_dir=tmp_path))
     killed_at = -1
-    again = evaluate_settings(SEARCH, TWO, GRAPH, partial_dir=tmp_path)
+    again = evaluate_settings(SEARCH, TWO, Job(GRAPH, partial_dir=tmp_path))
     assert len(trained) == len(set(trained)) == 2 * len(TWO) == 4
     assert again.identical(expected)
 
@@ -91,18 +94,18 @@ def test_a_training_that_diverges_is_the_worst_and_ends_no_search(monkeypatch):
         raise FloatingPointError("the loss is nan")
 
     monkeypatch.setattr(evaluation, "train_seed", diverge)
-    accuracy = evaluate_settings(SEARCH, TWO[:1], GRAPH)["accuracy"]
+    accuracy = evaluate_settings(SEARCH, TWO[:1], Job(GRAPH))["accuracy"]
     assert accuracy.values.tolist() == [[0.0, 0.0]]
     with pytest.raises(FloatingPointError, match="full precision diverged"):
-        start_search(SEARCH, GRAPH)
+        start_search(SEARCH, Job(GRAPH))
 
 
 def test_test_labels_do_not_reach_the_selection():
     labels = GRAPH.labels.clone()
     labels[GRAPH.test_index] = (labels[GRAPH.test_index] + 1) % GRAPH.num_classes
     other = replace(GRAPH, labels=labels)
-    expected = evaluate_settings(SEARCH, TWO[:1], GRAPH)
-    assert evaluate_settings(SEARCH, TWO[:1], other).identical(expected)
+    expected = evaluate_settings(SEARCH, TWO[:1], Job(GRAPH))
+    assert evaluate_settings(SEARCH, TWO[:1], Job(other)).identical(expected)
 
 
 def test_what_is_chosen_is_measured_beside_full_precision(measured, selection):
@@ -111,7 +114,7 @@ def test_what_is_chosen_is_measured_beside_full_precision(measured, selection):
     assert measured["method"].values.tolist() == names
     for name, method in (("FP32", FRESH.method), ("lean INT2", LEAN)):
         row = measured.isel(method=names.index(name))
-        run = train_run(replace(FRESH, method=method), GRAPH)
+        run = train_run(replace(FRESH, method=method), Job(GRAPH))
         for variable in measured.data_vars:
             assert row[variable].values.tolist() == run[variable].values.tolist()
     for aim in SEARCH.aims:
@@ -128,7 +131,7 @@ def test_what_is_chosen_is_measured_beside_full_precision(measured, selection):
 def test_what_is_measured_never_chose(selection):
     run = replace(SEARCH.run, seeds=(999, 1000))
     with pytest.raises(ValueError, match=r"fresh, but settings were chosen on \{1000"):
-        measure_settings(run, [], selection, GRAPH)
+        measure_settings(run, [], selection, Job(GRAPH))
 
 
 def test_tables_and_figure_say_what_was_measured(selection, measured, tmp_path):

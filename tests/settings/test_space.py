@@ -14,6 +14,7 @@ from pipeline_src.settings.space import (
     search_space,
     setting_text,
 )
+from pipeline_src.training.job import Job
 from pipeline_src.training.step_memory import measure_step_memory
 from pipeline_src.training.trainer import Trainer
 
@@ -22,7 +23,7 @@ SETTINGS = all_settings(SEARCH)
 
 @pytest.fixture(scope="module")
 def start():
-    return start_search(SEARCH, GRAPH)
+    return start_search(SEARCH, Job(GRAPH))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_the_peak_of_each_setting_is_measured_where_it_is_the_objective(tmp_path
         rows_per_block=(8,),
         max_memory=None,
     )
-    start = start_search(search, GRAPH, partial_dir=tmp_path)
+    start = start_search(search, Job(GRAPH, partial_dir=tmp_path))
     for setting, peak in zip(all_settings(search), start["memory"].values, strict=True):
         run = replace(search.run, method=method_of(search, setting))
         measured = measure_step_memory(Trainer(run, GRAPH, None, 1000))
@@ -107,11 +108,11 @@ def test_the_peak_of_each_setting_is_measured_where_it_is_the_objective(tmp_path
     full = measure_step_memory(Trainer(search.run, GRAPH, None, 1000))
     assert start.attrs["full_memory"] == full["peak_memory"]
     (tmp_path / "kept").mkdir()
-    again = start_search(search, GRAPH, partial_dir=tmp_path)
+    again = start_search(search, Job(GRAPH, partial_dir=tmp_path))
     assert again.identical(start)
 
 
 def test_memory_that_no_setting_has_is_refused_before_anything_is_trained():
     message = r"max_memory must be at least 0\.0\d+ MiB, .* \(lean, 1 bit, 64 rows\)"
     with pytest.raises(ValueError, match=message):
-        start_search(replace(SEARCH, max_memory=1e-6), GRAPH)
+        start_search(replace(SEARCH, max_memory=1e-6), Job(GRAPH))

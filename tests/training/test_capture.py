@@ -11,6 +11,7 @@ from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.projection import project
 from pipeline_src.training import capture
 from pipeline_src.training.capture import FRACTIONS, capture_activations
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import (
     MethodSpec,
     ModelSpec,
@@ -108,7 +109,7 @@ def test_what_is_observed_is_what_is_compressed(model, compressed):
     nodes leave a last block of 3 rows, which counts in the fractions alone.
     """
     spec = dataclasses.replace(SPEC, model=model)
-    record = capture_activations(spec, GRAPH, [1, 3])
+    record = capture_activations(spec, Job(GRAPH), [1, 3])
     names = NAMES[model.layer]
     assert record["tensor"].values.tolist() == names
     assert len(compressed) == 3 * len(names)
@@ -132,7 +133,7 @@ def test_the_first_input_is_the_features_of_the_graph():
     """No network between: what is kept of it can be said without training."""
     features = GRAPH.features.relu()
     graph = dataclasses.replace(GRAPH, features=features)
-    record = capture_activations(SPEC, graph, [1, 2])
+    record = capture_activations(SPEC, Job(graph), [1, 2])
     blocks = blocks_of(features, 8 * 16)
     for epoch in (1, 2):
         got, one = observed(record, "layer1.input", epoch, 0)
@@ -145,7 +146,7 @@ def test_the_first_input_is_the_features_of_the_graph():
 
 
 def test_positions_span_each_block_from_end_to_end():
-    record = capture_activations(SPEC, GRAPH, [1, 4])
+    record = capture_activations(SPEC, Job(GRAPH), [1, 4])
     assert dict(record.sizes) == {
         "tensor": 5,
         "epoch": 2,
@@ -186,7 +187,7 @@ def test_observing_does_not_change_the_training(monkeypatch, boundaries):
     method = dataclasses.replace(BLOCK8, boundaries=boundaries)
     spec = dataclasses.replace(SPEC, method=method, seeds=(3, 4))
     monkeypatch.setattr(capture, "Trainer", Recorded)
-    capture_activations(spec, GRAPH, [3, 1], boundaries_of)
+    capture_activations(spec, Job(GRAPH, boundaries_of), [3, 1])
     (watched,) = trainers
     alone = Recorded(spec, GRAPH, boundaries_of, 3)
     for epoch in range(3):
@@ -198,16 +199,16 @@ def test_observing_does_not_change_the_training(monkeypatch, boundaries):
 
 
 def test_a_specification_gives_an_identical_record():
-    record, again = (capture_activations(SPEC, GRAPH, [2]) for _ in range(2))
+    record, again = (capture_activations(SPEC, Job(GRAPH), [2]) for _ in range(2))
     assert record.identical(again)
-    other = capture_activations(dataclasses.replace(SPEC, seeds=(4,)), GRAPH, [2])
+    other = capture_activations(dataclasses.replace(SPEC, seeds=(4,)), Job(GRAPH), [2])
     assert not record["position"].equals(other["position"])
 
 
 def test_without_a_projection_there_is_no_projected_variant():
     method = dataclasses.replace(BLOCK8, projection_ratio=1)
     spec = dataclasses.replace(SPEC, method=method)
-    record = capture_activations(spec, GRAPH, [1])
+    record = capture_activations(spec, Job(GRAPH), [1])
     for name in ("position", "block_size", *FRACTIONS):
         assert record[name].sel(projected=1).isnull().all()
         assert not record[name].sel(projected=0, tensor="layer1.input").isnull().any()
@@ -215,9 +216,9 @@ def test_without_a_projection_there_is_no_projected_variant():
 
 def test_a_sample_of_a_large_activation_is_whole_blocks_of_it(monkeypatch):
     """Of 25 blocks of 128 values, 3 fit in 400; the facts are still those of all."""
-    whole = capture_activations(SPEC, GRAPH, [1])
+    whole = capture_activations(SPEC, Job(GRAPH), [1])
     monkeypatch.setattr(capture, "SAMPLED_VALUES", 400)
-    record = capture_activations(SPEC, GRAPH, [1])
+    record = capture_activations(SPEC, Job(GRAPH), [1])
     position, _ = observed(record, "layer1.input", 1, 0)
     everything = observed(whole, "layer1.input", 1, 0)[0].reshape(25, 128).tolist()
     sampled = position.reshape(3, 128).tolist()
@@ -228,7 +229,7 @@ def test_a_sample_of_a_large_activation_is_whole_blocks_of_it(monkeypatch):
 
 
 def test_the_record_says_what_was_observed():
-    record = capture_activations(SPEC, GRAPH, [3, 1], source_digest="0123")
+    record = capture_activations(SPEC, Job(GRAPH, source_digest="0123"), [3, 1])
     assert record["epoch"].values.tolist() == [1, 3]
     assert record["projected"].values.tolist() == [0, 1]
     assert RunSpec.from_json(json.loads(record.attrs["spec"])) == SPEC
@@ -241,7 +242,7 @@ def test_the_record_says_what_was_observed():
 def test_full_precision_has_nothing_to_capture():
     method = MethodSpec("fp32", "FP32", "full")
     with pytest.raises(ValueError, match="method fp32 compresses no activation"):
-        capture_activations(dataclasses.replace(SPEC, method=method), GRAPH, [1])
+        capture_activations(dataclasses.replace(SPEC, method=method), Job(GRAPH), [1])
 
 
 @pytest.mark.parametrize("epochs", [[0], [5], [1, 5, -1]])
@@ -249,13 +250,13 @@ def test_an_epoch_that_is_not_trained_is_refused(epochs):
     bad = [epoch for epoch in epochs if epoch != 1]
     message = rf"must lie in 1\.\.4, got \[{', '.join(map(str, bad))}\]"
     with pytest.raises(ValueError, match=message):
-        capture_activations(SPEC, GRAPH, epochs)
+        capture_activations(SPEC, Job(GRAPH), epochs)
 
 
 def test_a_method_without_the_boundaries_it_needs_is_refused():
     method = dataclasses.replace(BLOCK8, boundaries="clipped_normal")
     with pytest.raises(ValueError, match="block8 reads its boundaries"):
-        capture_activations(dataclasses.replace(SPEC, method=method), GRAPH, [1])
+        capture_activations(dataclasses.replace(SPEC, method=method), Job(GRAPH), [1])
 
 
 def test_activations_that_are_not_finite_are_named():
@@ -264,4 +265,4 @@ def test_activations_that_are_not_finite_are_named():
     graph = dataclasses.replace(GRAPH, features=features)
     message = r"in the activations layer1.input, layer1.aggregated, .* learning_rate"
     with pytest.raises(FloatingPointError, match=message):
-        capture_activations(SPEC, graph, [2])
+        capture_activations(SPEC, Job(graph), [2])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline_src.gnn import lean
+from pipeline_src.gnn.lean import recipe
 from pipeline_src.graphs.embedded import digits_graph, synthetic_graph
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from pipeline_src.training.trainer import Trainer
@@ -26,14 +26,14 @@ def trained(graph, compile):
 @pytest.mark.parametrize(
     ("graph", "run_values"),
     [
-        (digits_graph(), lean.RUN_VALUES),
+        (digits_graph(), recipe.RUN_VALUES),
         # 1003 nodes are 125 blocks of 8 and a rest, in four runs.
         (synthetic_graph(1003, num_edges=5000, num_features=20), 256 * 64),
     ],
     ids=["digits", "several runs"],
 )
 def test_compiled_training_is_plain_training(graph, run_values, monkeypatch):
-    monkeypatch.setattr(lean, "RUN_VALUES", run_values)
+    monkeypatch.setattr(recipe, "RUN_VALUES", run_values)
     losses, plain = trained(graph, "false")
     compiled_losses, compiled = trained(graph, "true")
     assert losses == compiled_losses

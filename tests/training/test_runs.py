@@ -15,6 +15,7 @@ from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.records.datasets import RUN_CURVES, RUN_SCALARS
 from pipeline_src.records.devices import resolve_device
 from pipeline_src.training import runs
+from pipeline_src.training.job import Job
 from pipeline_src.training.meters import allocated_bytes
 from pipeline_src.training.networks import keeper_of
 from pipeline_src.training.runs import train_run
@@ -69,23 +70,23 @@ def without_time(record):
 def test_same_specification_and_seed_give_an_identical_record(method, layer):
     """On one machine, all but the time, whatever was drawn before."""
     spec = run_spec(method, layer=layer, seeds=(3, 4))
-    record = train_run(spec, GRAPH, solved)
+    record = train_run(spec, Job(GRAPH, solved))
     torch.rand(5)
-    again = train_run(spec, GRAPH, solved)
+    again = train_run(spec, Job(GRAPH, solved))
     xr.testing.assert_identical(without_time(record), without_time(again))
     both = record["loss_curve"].values
     assert (both[0] != both[1]).all()
 
 
 def test_a_seed_trains_alike_alone_and_beside_others():
-    alone = train_run(run_spec(BLOCK8, seeds=(4,)), GRAPH)
-    beside = train_run(run_spec(BLOCK8, seeds=(3, 4)), GRAPH).sel(seed=[4])
+    alone = train_run(run_spec(BLOCK8, seeds=(4,)), Job(GRAPH))
+    beside = train_run(run_spec(BLOCK8, seeds=(3, 4)), Job(GRAPH)).sel(seed=[4])
     xr.testing.assert_equal(without_time(alone), without_time(beside))
 
 
 def test_the_record_holds_what_was_trained_in_the_right_shapes():
     spec = run_spec(BLOCK8, seeds=(1, 2, 3), epochs=5)
-    record = train_run(spec, GRAPH, source_digest="0123")
+    record = train_run(spec, Job(GRAPH, source_digest="0123"))
     assert dict(record.sizes) == {"seed": 3, "epoch": 5}
     assert record["seed"].values.tolist() == [1, 2, 3]
     assert record["epoch"].values.tolist() == [1, 2, 3, 4, 5]
@@ -112,7 +113,7 @@ def test_reported_accuracy_is_that_of_the_best_validation_epoch(monkeypatch):
             return torch.tensor(next(epochs))
 
     monkeypatch.setattr(runs, "Trainer", Told)
-    record = train_run(run_spec(BLOCK8), GRAPH).sel(seed=0)
+    record = train_run(run_spec(BLOCK8), Job(GRAPH)).sel(seed=0)
     for name, curve in table.items():
         np.testing.assert_allclose(
             record[f"{name}_accuracy_curve"], curve, atol=2.0**-24
@@ -123,7 +124,7 @@ def test_reported_accuracy_is_that_of_the_best_validation_epoch(monkeypatch):
 
 
 def test_chance_is_the_share_of_the_most_frequent_class_among_test_nodes():
-    record = train_run(run_spec(FULL, epochs=1), GRAPH).sel(seed=0)
+    record = train_run(run_spec(FULL, epochs=1), Job(GRAPH)).sel(seed=0)
     labels = GRAPH.labels[GRAPH.test_index].tolist()
     share = max(labels.count(label) for label in set(labels)) / len(labels)
     assert float(record["chance_accuracy"]) == pytest.approx(share, abs=2.0**-24)
@@ -136,7 +137,7 @@ def test_chance_is_the_share_of_the_most_frequent_class_among_test_nodes():
 def test_every_method_learns(method, layer):
     """Above chance c by 5 standard deviations of a coin, sqrt(c (1 - c) / n)."""
     graph = synthetic_graph(num_nodes=600, num_edges=4000, separation=3.0)
-    record = train_run(run_spec(method, layer=layer, epochs=30), graph, solved)
+    record = train_run(run_spec(method, layer=layer, epochs=30), Job(graph, solved))
     losses = record["loss_curve"].values[0]
     record = record.sel(seed=0)
     chance, n = float(record["chance_accuracy"]), float(record["num_test_nodes"])
@@ -148,7 +149,7 @@ def test_every_method_learns(method, layer):
 @pytest.mark.parametrize("epochs", [1, 25])
 def test_progress_is_reported_some_ten_times_and_at_the_end(epochs, caplog):
     with caplog.at_level(logging.INFO, logger=runs.__name__):
-        train_run(run_spec(FULL, epochs=epochs), GRAPH)
+        train_run(run_spec(FULL, epochs=epochs), Job(GRAPH))
     reports = [r.message for r in caplog.records if ": epoch " in r.message]
     assert 1 <= len(reports) <= runs.PROGRESS_REPORTS + 3
     assert f"synthetic-sage-2x8-fp32-s0to0 seed 0: epoch {epochs} of" in reports[-1]
@@ -179,17 +180,17 @@ def record_evaluations(monkeypatch, *, killed_at=None):
 def test_a_killed_run_resumes_with_the_seeds_that_are_missing(monkeypatch, tmp_path):
     """Killed in the second of three seeds: the first is kept, the record the same."""
     spec = run_spec(BLOCK8, seeds=(0, 1, 2))
-    undisturbed = train_run(spec, GRAPH)
+    undisturbed = train_run(spec, Job(GRAPH))
     with monkeypatch.context() as patch:
         record_evaluations(patch, killed_at=(1, 3))
         with pytest.raises(Killed):
-            train_run(spec, GRAPH, partial_dir=tmp_path)
+            train_run(spec, Job(GRAPH, partial_dir=tmp_path))
     with monkeypatch.context() as patch:
         evaluated = record_evaluations(patch)
-        resumed = train_run(spec, GRAPH, partial_dir=tmp_path)
+        resumed = train_run(spec, Job(GRAPH, partial_dir=tmp_path))
         assert evaluated == 4 * [1] + 4 * [2]
         xr.testing.assert_identical(without_time(resumed), without_time(undisturbed))
-        finished = train_run(spec, GRAPH, partial_dir=tmp_path)
+        finished = train_run(spec, Job(GRAPH, partial_dir=tmp_path))
         assert len(evaluated) == 8
         xr.testing.assert_identical(finished, resumed)
 
@@ -197,7 +198,7 @@ def test_a_killed_run_resumes_with_the_seeds_that_are_missing(monkeypatch, tmp_p
 def test_without_a_folder_every_call_trains_every_seed(monkeypatch):
     evaluated = record_evaluations(monkeypatch)
     for _ in range(2):
-        train_run(run_spec(FULL, seeds=(0, 1), epochs=1), GRAPH)
+        train_run(run_spec(FULL, seeds=(0, 1), epochs=1), Job(GRAPH))
     assert evaluated == [0, 1, 0, 1]
 
 
@@ -407,7 +408,7 @@ def test_an_activation_has_the_bits_of_its_hidden_layer():
 def test_a_method_without_the_boundaries_it_needs_is_refused():
     message = r"block8-vm reads its boundaries .* pass boundaries_of=read_boundaries"
     with pytest.raises(ValueError, match=message):
-        train_run(run_spec(SOLVED), GRAPH)
+        train_run(run_spec(SOLVED), Job(GRAPH))
 
 
 # --- memory -------------------------------------------------------------------------
@@ -502,7 +503,7 @@ def test_a_training_that_diverges_names_the_run_and_the_remedy(
     with pytest.raises(
         FloatingPointError, match=rf"^{spec.cell} seed 7: {cause} {remedy}"
     ):
-        train_run(spec, GRAPH)
+        train_run(spec, Job(GRAPH))
 
 
 @pytest.mark.parametrize("name", ["convolutions.0.root.weight", "norms.0.running_var"])
@@ -554,7 +555,7 @@ def test_a_split_without_nodes_is_refused_before_the_first_epoch(split, monkeypa
     monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("an epoch began"))
     graph = dataclasses.replace(GRAPH, **{split: NOBODY})
     with pytest.raises(ValueError, match=f"^{split}: expected at least one node to"):
-        train_run(run_spec(FULL), graph)
+        train_run(run_spec(FULL), Job(graph))
     if split == "train_index":  # all that a measurement needs
         with pytest.raises(ValueError, match=r"^train_index: expected at least one"):
             Trainer(run_spec(FULL), graph, None, 0)
@@ -581,7 +582,7 @@ def test_a_split_without_nodes_is_refused_before_the_first_epoch(split, monkeypa
 def test_a_doubtful_split_is_logged_and_recorded(changes, doubt, caplog):
     graph = dataclasses.replace(GRAPH, **changes)
     with caplog.at_level(logging.WARNING):
-        record = train_run(run_spec(FULL), graph)
+        record = train_run(run_spec(FULL), Job(graph))
     assert doubt in caplog.text
     assert doubt in record.attrs["provenance"]
-    assert "doubts" not in train_run(run_spec(FULL), GRAPH).attrs["provenance"]
+    assert "doubts" not in train_run(run_spec(FULL), Job(GRAPH)).attrs["provenance"]

@@ -9,6 +9,7 @@ from pipeline_src.laws.solved_boundaries import read_boundaries
 from pipeline_src.measuring.runs import measure_runs
 from pipeline_src.records.datasets import write_dataset
 from pipeline_src.records.job_log import job_log
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import RunSpec, source_digest
 
 
@@ -22,18 +23,12 @@ def main(
     measurement_path: Path,
 ) -> None:
     torch.set_num_threads(threads)
-    record = measure_runs(
-        specs,
+    job = Job(
         read_graph(graph_path),
         read_boundaries(boundaries_path),
-        timed=plan["timed"],
-        warmup=plan["warmup"],
-        repeats=plan["repeats"],
-        gradient_draws=plan["gradient_draws"],
-        threads=threads,
-        source_digest=source_digest(sources),
+        source_digest(sources),
     )
-    write_dataset(record, measurement_path)
+    write_dataset(measure_runs(specs, job, **plan), measurement_path)
 
 
 if __name__ == "__main__":

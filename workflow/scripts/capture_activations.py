@@ -7,6 +7,7 @@ from pipeline_src.laws.solved_boundaries import read_boundaries
 from pipeline_src.records.datasets import write_dataset
 from pipeline_src.records.job_log import job_log
 from pipeline_src.training.capture import capture_activations
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import RunSpec, source_digest
 
 
@@ -18,14 +19,12 @@ def main(
     sources: list[str],
     capture_path: Path,
 ) -> None:
-    capture = capture_activations(
-        spec,
+    job = Job(
         read_graph(graph_path),
-        epochs,
         read_boundaries(boundaries_path),
-        source_digest=source_digest(sources),
+        source_digest(sources),
     )
-    write_dataset(capture, capture_path)
+    write_dataset(capture_activations(spec, job, epochs), capture_path)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pipeline_src.records.parts import parts_folder
 from pipeline_src.settings.evaluation import evaluate_settings
 from pipeline_src.settings.plans import ActivationSearch
 from pipeline_src.settings.space import waiting_settings
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import resume_key
 
 
@@ -22,14 +23,13 @@ def main(
 ) -> None:
     key = resume_key(search.run, [*inputs.values(), *sources])
     with parts_folder(path, key) as partial_dir:
-        evaluations = evaluate_settings(
-            search,
-            waiting_settings(read_dataset(inputs["proposals"]))[part],
+        job = Job(
             read_graph(inputs["graph"]),
             read_boundaries(inputs.get("boundaries")),
             partial_dir=partial_dir,
         )
-        write_dataset(evaluations, path)
+        settings = waiting_settings(read_dataset(inputs["proposals"]))[part]
+        write_dataset(evaluate_settings(search, settings, job), path)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pipeline_src.graphs.files import read_graph
 from pipeline_src.records.datasets import read_dataset, write_dataset
 from pipeline_src.records.job_log import job_log
 from pipeline_src.records.parts import parts_folder
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import source_digest
 
 
@@ -19,15 +20,17 @@ def main(
 ) -> None:
     key = feature_resume_key(measurement, [*inputs.values(), *sources])
     with parts_folder(path, key) as partial_dir:
+        job = Job(
+            read_graph(inputs["graph"]),
+            source_digest=source_digest(sources),
+            partial_dir=partial_dir,
+        )
         record = measure_feature_bits(
             FeatureMeasurement.from_params(measurement),
             read_dataset(inputs["networks"]),
             read_dataset(inputs["selection"]),
-            read_graph(inputs["graph"]),
-            device=config["device"],
+            job.on(config["device"]),
             compile=config["compile"],
-            source_digest=source_digest(sources),
-            partial_dir=partial_dir,
         )
         write_dataset(record, path)
 

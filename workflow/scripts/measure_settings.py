@@ -9,6 +9,7 @@ from pipeline_src.records.job_log import job_log
 from pipeline_src.records.parts import parts_folder
 from pipeline_src.settings.measurement import measure_settings
 from pipeline_src.settings.plans import methods_from_params
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import RunSpec, resume_key, source_digest
 
 
@@ -21,15 +22,14 @@ def main(
 ) -> None:
     key = resume_key(block, [*inputs.values(), *sources])
     with parts_folder(path, key) as partial_dir:
-        record = measure_settings(
-            block,
-            methods_from_params(methods),
-            read_dataset(inputs["selection"]),
+        job = Job(
             read_graph(inputs["graph"]),
             read_boundaries(inputs.get("boundaries")),
-            source_digest=source_digest(sources),
+            source_digest(sources),
             partial_dir=partial_dir,
         )
+        selection = read_dataset(inputs["selection"])
+        record = measure_settings(block, methods_from_params(methods), selection, job)
         write_dataset(record, path)
 
 

@@ -8,6 +8,7 @@ from pipeline_src.graphs.files import read_graph
 from pipeline_src.records.datasets import read_dataset, write_dataset
 from pipeline_src.records.job_log import job_log
 from pipeline_src.records.parts import parts_folder
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import source_digest
 
 
@@ -20,14 +21,16 @@ def main(
     path: Path,
 ) -> None:
     key = feature_resume_key(search, [networks_path, graph_path, *sources])
-    with parts_folder(path, key) as archive_dir:
+    with parts_folder(path, key) as partial_dir:
+        job = Job(
+            read_graph(graph_path),
+            source_digest=source_digest(sources),
+            partial_dir=partial_dir,
+        )
         selection = select_feature_bits(
             FeatureSearch.from_params(search),
             read_dataset(networks_path),
-            read_graph(graph_path),
-            archive_dir=archive_dir,
-            device=device,
-            source_digest=source_digest(sources),
+            job.on(device),
         )
         write_dataset(selection, path)
 

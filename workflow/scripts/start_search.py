@@ -9,6 +9,7 @@ from pipeline_src.records.job_log import job_log
 from pipeline_src.records.parts import parts_folder
 from pipeline_src.settings.evaluation import start_search
 from pipeline_src.settings.plans import ActivationSearch
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import resume_key, source_digest
 
 
@@ -21,14 +22,13 @@ def main(
 ) -> None:
     key = resume_key(search.run, [graph_path, boundaries_path, *sources])
     with parts_folder(path, key) as partial_dir:
-        start = start_search(
-            search,
+        job = Job(
             read_graph(graph_path),
             read_boundaries(boundaries_path),
+            source_digest(sources),
             partial_dir=partial_dir,
-            source_digest=source_digest(sources),
         )
-        write_dataset(start, path)
+        write_dataset(start_search(search, job), path)
 
 
 if __name__ == "__main__":

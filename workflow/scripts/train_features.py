@@ -8,6 +8,7 @@ from pipeline_src.graphs.files import read_graph
 from pipeline_src.records.datasets import write_dataset
 from pipeline_src.records.job_log import job_log
 from pipeline_src.records.parts import parts_folder
+from pipeline_src.training.job import Job
 from pipeline_src.training.spec import source_digest
 
 
@@ -16,14 +17,13 @@ def main(
 ) -> None:
     key = feature_resume_key(training, [graph_path, *sources])
     with parts_folder(path, key) as partial_dir:
-        networks = train_networks(
-            FeatureTraining.from_params(training),
+        job = Job(
             read_graph(graph_path),
-            device=device,
             source_digest=source_digest(sources),
             partial_dir=partial_dir,
         )
-        write_dataset(networks, path)
+        training_plan = FeatureTraining.from_params(training)
+        write_dataset(train_networks(training_plan, job.on(device)), path)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pipeline_src.laws.solved_boundaries import read_boundaries
 from pipeline_src.records.datasets import write_dataset
 from pipeline_src.records.job_log import job_log
 from pipeline_src.records.parts import parts_folder
+from pipeline_src.training.job import Job
 from pipeline_src.training.runs import train_run
 from pipeline_src.training.spec import RunSpec, resume_key, source_digest
 
@@ -20,14 +21,13 @@ def main(
 ) -> None:
     key = resume_key(spec, [graph_path, boundaries_path, *sources])
     with parts_folder(record_path, key) as partial_dir:
-        record = train_run(
-            spec,
+        job = Job(
             read_graph(graph_path),
             read_boundaries(boundaries_path),
-            source_digest=source_digest(sources),
+            source_digest(sources),
             partial_dir=partial_dir,
         )
-        write_dataset(record, record_path)
+        write_dataset(train_run(spec, job), record_path)
 
 
 if __name__ == "__main__":

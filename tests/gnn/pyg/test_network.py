@@ -19,6 +19,7 @@ from pipeline_src.gnn.pyg.technique import TECHNIQUES, Technique
 from pipeline_src.gnn.shape import NetworkShape
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import adjacency_from_edges
+from pipeline_src.training.job import Job
 from pipeline_src.training.meters import allocated_bytes, measure_memory
 from pipeline_src.training.runs import train_run
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
@@ -333,9 +334,9 @@ def test_a_budget_binds_its_own_network_and_leaves_no_trace():
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_every_technique_trains_and_repeats_itself(technique):
     spec = run_spec(technique, 8 if technique == "quantized_hooks" else 32)
-    record = train_run(spec, GRAPH)
+    record = train_run(spec, Job(GRAPH))
     assert not any(variable.isnull().any() for variable in record.values())
-    again = train_run(dataclasses.replace(spec, seeds=(1,)), GRAPH)
+    again = train_run(dataclasses.replace(spec, seeds=(1,)), Job(GRAPH))
     losses = record["loss_curve"].sel(seed=1).values
     assert (again["loss_curve"].sel(seed=1).values == losses).all()
     assert (losses != record["loss_curve"].sel(seed=0).values).all()
