@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pipeline_src.compression.config import Keep
 from pipeline_src.compression.sources import Bits, Dropped, runs_of
-from pipeline_src.compression.values import Value
+from pipeline_src.compression.values import Known, Value
 from pipeline_src.quant.first_order import first_order
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def dropout(
         return func(input, p, training, inplace)
     before = scope.ledger.known(input)
     output, bits, factor = _drop(input.detach(), p)
-    output = _Dropout.apply(input, output, bits, factor)
+    output = _Dropout.apply(input, Known(output), bits, factor)
     if before is not None and not before.is_open:
         scope.ledger.set(output, _DroppedValue(before, bits, factor))
     return output
@@ -82,10 +82,10 @@ class _DroppedValue(Value):
 class _Dropout(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, output: Tensor, bits: Bits, factor: float
+        ctx: Any, x: Tensor, output: Known, bits: Bits, factor: float
     ) -> Tensor:
         ctx.bits, ctx.factor = bits, factor
-        return output.view_as(output)
+        return output.tensor
 
     @staticmethod
     @first_order

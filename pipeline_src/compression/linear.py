@@ -20,6 +20,7 @@ from torch.autograd import Function
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pipeline_src.compression.sources import Cast, Source, runs_of
+from pipeline_src.compression.values import Known
 from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.references import check_unchanged, watch
 
@@ -102,9 +103,9 @@ def _dense(matrix: Tensor) -> tuple[Tensor, ...]:
 
 class _SparseProduct(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, output: Tensor, product: Product) -> Tensor:
+    def forward(ctx: Any, x: Tensor, output: Known, product: Product) -> Tensor:
         ctx.product = product
-        return output.view_as(output)
+        return output.tensor
 
     @staticmethod
     @first_order
@@ -112,47 +113,90 @@ class _SparseProduct(Function):
         return ctx.product.transposed(gradient), None, None
 
 
+@dataclass(frozen=True, eq=False)
+class _Term:
+    """A weight and what it is applied to: x itself, or a sparse product with it."""
+
+    weight: Tensor  # (num_outputs, num_inputs)
+    bias: Tensor | None  # (num_outputs,)
+    product: Product | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Mapped:
+    """How a sum of terms was made, for another one that is added."""
+
+    x: "weakref.ref[Tensor]"
+    source: Source
+    terms: tuple[_Term, ...]
+
+
 class _Linear(Function):
-    """x W^T + b that keeps a source of x."""
+    """A sum of weights applied to x, or to sparse products with x; keeps a source."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,  # (..., num_inputs)
-        weight: Tensor,  # (num_outputs, num_inputs)
-        bias: Tensor | None,  # (num_outputs,)
         source: Source,  # of x
-        product: Product | None,  # x stands for A x, which is the next argument
-        input: Tensor,  # what the weight is applied to: x or A x
+        products: tuple[Product | None, ...],  # of each term
+        output: Known,  # (..., num_outputs)
+        *parameters: Tensor | None,  # weight and bias of each term
     ) -> Tensor:
-        ctx.source, ctx.product = source, product
-        ctx.save_for_backward(weight)
-        return torch.nn.functional.linear(input, weight, bias)
+        ctx.source, ctx.products = source, products
+        ctx.save_for_backward(*parameters[::2])
+        return output.tensor
 
     @staticmethod
     @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        weights: tuple[Tensor, ...] = ctx.saved_tensors
+        of_x, needed = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
         flat = gradient.reshape(-1, gradient.shape[-1])
-        bias_gradient = flat.sum(dim=0) if of_bias else None
-        back = gradient
-        if ctx.product is not None and (of_x or of_weight):
-            back = ctx.product.transposed(flat)
-        weight_gradient = None
-        if of_weight:
-            weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-            source = ctx.source
-            for run in runs_of(source.shape, source.device):
-                rows = source.rows(run).reshape(-1, weight.shape[1])
-                of_run = back[run].reshape(-1, weight.shape[0])
-                if of_run.dtype == torch.float32:
-                    weight_gradient.addmm_(of_run.T, rows)
-                else:
-                    weight_gradient += (of_run.T @ rows.to(of_run.dtype)).float()
-            weight_gradient = weight_gradient.to(weight.dtype)
-        x_gradient = back @ weight if of_x else None
-        return x_gradient, weight_gradient, bias_gradient, None, None, None
+        # Of each term: the gradient as x sees it.
+        backs = [
+            flat if product is None else product.transposed(flat)
+            for product in ctx.products
+        ]
+        found = [
+            torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+            for weight, wanted in zip(weights, needed[::2], strict=True)
+        ]
+        source = ctx.source
+        shape = (backs[0].shape[0], source.shape[-1])
+        x_gradient = None
+        if of_x:
+            # Rows of a sparse product are ours, and done with once they are read.
+            fits = ctx.products[0] is not None and backs[0].shape == shape
+            x_gradient = backs[0] if fits else backs[0].new_empty(shape)
+        per_row = shape[0] // max(1, source.shape[0])
+        for run in runs_of(source.shape, source.device):
+            of = slice(run.start * per_row, run.stop * per_row)
+            rows = source.rows(run).reshape(-1, shape[1])
+            for total, back in zip(found, backs, strict=True):
+                if total is not None:
+                    _add_product(total, back[of].T, rows)
+            if x_gradient is not None:
+                part = backs[0][of] @ weights[0]
+                for back, weight in zip(backs[1:], weights[1:], strict=True):
+                    part.addmm_(back[of], weight)
+                x_gradient[of] = part
+        biases = [flat.sum(dim=0) if wanted else None for wanted in needed[1::2]]
+        typed = [
+            None if total is None else total.to(weight.dtype)
+            for total, weight in zip(found, weights, strict=True)
+        ]
+        if x_gradient is not None:
+            x_gradient = x_gradient.view(source.shape)
+        pairs = zip(typed, biases, strict=True)
+        return x_gradient, None, None, None, *(one for pair in pairs for one in pair)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    else:
+        total += (left @ right.to(left.dtype)).float()
 
 
 def linear(
@@ -174,17 +218,52 @@ def linear(
     if input.dtype != weight.dtype:
         return func(input, weight, bias)
     with torch.autocast(device, enabled=False):
+        x, product = input, None
         known = scope.ledger.known(input)
         made_by = None if known is None else known.made_by
-        if isinstance(made_by, Aggregated):
-            x = made_by.x()
-            if x is not None:
-                source = scope.source(x)
-                product = made_by.product
-                aggregated = input.detach()
-                return _Linear.apply(x, weight, bias, source, product, aggregated)
-        source = scope.source(input)
-        return _Linear.apply(input, weight, bias, source, None, input.detach())
+        if isinstance(made_by, Aggregated) and (origin := made_by.x()) is not None:
+            x, product = origin, made_by.product
+        with torch.no_grad():
+            output = func(input, weight, bias)
+        term = _Term(weight, bias, product)
+        return _mapped(scope, x, scope.source(x), (term,), output)
+
+
+def _mapped(
+    scope: "Scope", x: Tensor, source: Source, terms: tuple[_Term, ...], output: Tensor
+) -> Tensor:
+    parameters = [one for term in terms for one in (term.weight, term.bias)]
+    products = tuple(term.product for term in terms)
+    output = _Linear.apply(x, source, products, Known(output), *parameters)
+    scope.ledger.of(output).made_by = _Mapped(weakref.ref(x), source, terms)
+    return output
+
+
+def add(scope: "Scope", func: Any, one: Any, other: Any, **named: Any) -> Any:
+    """Rule for sums: of two maps of one x, backward reads that x once."""
+    made = [_made_by(scope, part) for part in (one, other)]
+    left, right = made
+    if (
+        left is not None
+        and right is not None
+        and not named
+        and left.source is right.source
+        and one.shape == other.shape
+        and one.dtype == other.dtype
+        and (x := left.x()) is not None
+    ):
+        with torch.no_grad():
+            total = func(one, other)
+        return _mapped(scope, x, left.source, left.terms + right.terms, total)
+    return func(one, other, **named)
+
+
+def _made_by(scope: "Scope", part: Any) -> _Mapped | None:
+    if not isinstance(part, Tensor) or part.layout != torch.strided:
+        return None
+    known = scope.ledger.known(part)
+    made_by = None if known is None else known.made_by
+    return made_by if isinstance(made_by, _Mapped) else None
 
 
 def _mark_cast(scope: "Scope", x: Tensor, cast: Tensor) -> None:
@@ -229,7 +308,7 @@ def sparse_product(
     with torch.no_grad():
         output = func(matrix, x, *others, **named)
     if x.requires_grad:
-        output = _SparseProduct.apply(x, output, product)
+        output = _SparseProduct.apply(x, Known(output), product)
     value = scope.ledger.of(output)
     value.made_by = Aggregated(weakref.ref(x), product)
     return output
@@ -246,5 +325,6 @@ _SPARSE = (torch.sparse.mm, torch.mm, torch.matmul)
 RULES: dict[Any, Any] = {
     torch.nn.functional.linear: linear,
     **dict.fromkeys(_SPARSE, sparse_product),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__), add),
     **dict.fromkeys((Tensor.mm, Tensor.matmul, Tensor.__matmul__), sparse_product),
 }

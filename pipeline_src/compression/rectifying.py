@@ -158,7 +158,8 @@ def _encode(
     no_dropout = torch.zeros((), device=y.device)
     setting = RectifiedSetting(coder, normalization, no_dropout, None, fused)
     result = output.reshape(len(y), -1).float()
-    return encode_beside(y, result, seed, setting)
+    with torch.autocast(y.device.type, enabled=False):
+        return encode_beside(y, result, seed, setting)
 
 
 def _padded(gradient: Tensor, codes: RectifiedCodes) -> Tensor:

@@ -27,12 +27,14 @@ from pipeline_src.compression.sources import (
     Bits,
     Coded,
     Offloaded,
+    Precision,
     Resident,
     Source,
+    precision_of,
     whole,
 )
 from pipeline_src.compression.uses import Use, use_of
-from pipeline_src.compression.values import Ledger, Precision, Residents, Value
+from pipeline_src.compression.values import Ledger, Residents, Value
 from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 Rule = Callable[..., Any]
@@ -180,7 +182,8 @@ class Scope(TorchFunctionMode):
             or tensor.numel() < self.config.min_numel
         ):
             return Resident.of(tensor, self._operation(), is_own=True)
-        return Coded.of(tensor, choice, self.seed(tensor.device))
+        with torch.autocast(tensor.device.type, enabled=False):
+            return Coded.of(tensor, choice, self.seed(tensor.device))
 
     def note(self, nbytes: int, reason: str) -> None:
         """Say what is kept as it is."""
@@ -207,14 +210,15 @@ class Scope(TorchFunctionMode):
         self._waiting = None
 
     def _decide(self, tensor: Tensor, nonlinear: bool) -> Value:
+        choice = self.choice(nonlinear)
         needed = Precision.FINE if nonlinear else Precision.COARSE
-        value = self.ledger.of(tensor).fit_for(needed)
+        value = self.ledger.of(tensor).fit_for(max(needed, _precision_of(choice)))
         if value.is_open:
             name = self.residents.name(tensor)
             if name is not None:
                 value.settle(Resident.of(tensor, name))
             else:
-                value.settle(self.coded(tensor, self.choice(nonlinear)))
+                value.settle(self.coded(tensor, choice))
         return value
 
     # ---- what autograd saves -------------------------------------------------------
@@ -229,7 +233,8 @@ class Scope(TorchFunctionMode):
         choice = self.choice(nonlinear=use is not Use.LINEAR)
         if use is Use.SIGN and isinstance(choice, Codes):
             return _Saved(Value(Bits.of(tensor > 0)), sign=True)
-        value = self.ledger.of(tensor).fit_for(_NEEDED[use])
+        needed = max(_NEEDED[use], _precision_of(choice))
+        value = self.ledger.of(tensor).fit_for(needed)
         if value.is_open:
             self._decide_saved(tensor, value, use, choice)
         return _Saved(value, sign=False)
@@ -259,6 +264,10 @@ class Scope(TorchFunctionMode):
             value.settle(Resident.of(tensor, name, is_own=True))
         else:
             value.settle(self.coded(tensor, choice))
+
+
+def _precision_of(choice: Choice) -> Precision:
+    return precision_of(choice.bits if isinstance(choice, Codes) else 32)
 
 
 def _unpack(saved: "_Saved | Reference") -> Tensor:

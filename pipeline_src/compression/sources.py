@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline_src.compression.config import Codes
 from pipeline_src.quant.bitmask import mask_gradient, pack_mask, unpack_mask
 from pipeline_src.quant.compressor import CompressedActivation, Compressor
+from pipeline_src.quant.fusion import fusion_pays
 from pipeline_src.quant.noise import mix
 from pipeline_src.quant.rectified import RectifiedCodes
 from pipeline_src.quant.references import Reference, check_unchanged, watch
@@ -69,6 +70,11 @@ def runs_of(shape: torch.Size, device: torch.device) -> list[slice]:
     ]
 
 
+def _wish(shape: torch.Size, device: torch.device) -> str:
+    """Whether kernels for runs are compiled: all of an activation's, or none."""
+    return "true" if fusion_pays(shape.numel(), device, "auto") else "false"
+
+
 def whole(source: Source) -> Tensor:
     """The activation at full size."""
     runs = runs_of(source.shape, source.device)
@@ -80,7 +86,8 @@ def whole(source: Source) -> Tensor:
     return tensor
 
 
-def _precision_of(bits: int) -> Precision:
+def precision_of(bits: int) -> Precision:
+    """Of codes; 32 bits are floats as they are."""
     if bits == 32:
         return Precision.EXACT
     return Precision.FINE if bits >= 8 else Precision.COARSE
@@ -146,13 +153,14 @@ class Coded(Source):
     @property
     def precision(self) -> Precision:
         """See Source."""
-        return _precision_of(self.bits)
+        return precision_of(self.bits)
 
     @classmethod
     def of(cls, tensor: Tensor, codes: Codes, seed: Tensor) -> "Coded":
         """Round and pack; float32 or half."""
+        compile = _wish(tensor.shape, tensor.device)
         compressor = Compressor(
-            codes.bits, codes.block_size, boundaries=codes.boundaries
+            codes.bits, codes.block_size, 1, codes.boundaries, compile
         ).to(tensor.device)
         rows = tensor.detach()
         kept = []
@@ -184,7 +192,7 @@ class Rectified(Source):
     @property
     def precision(self) -> Precision:
         """See Source."""
-        return _precision_of(self.codes.setting.coder.bits)
+        return precision_of(self.codes.setting.coder.bits)
 
     def rows(self, run: slice) -> Tensor:
         """See Source."""
@@ -209,7 +217,7 @@ class Normalized(Source):
     @property
     def precision(self) -> Precision:
         """See Source."""
-        return _precision_of(self.codes.setting.coder.bits)
+        return precision_of(self.codes.setting.coder.bits)
 
     def rows(self, run: slice) -> Tensor:
         """See Source."""
@@ -237,7 +245,10 @@ class Bits(Source):
     def of(cls, mask: Tensor) -> "Bits":
         """Pack a bool tensor."""
         runs = runs_of(mask.shape, mask.device)
-        packed = tuple(pack_mask(mask[run] if mask.ndim else mask) for run in runs)
+        compile = _wish(mask.shape, mask.device)
+        packed = tuple(
+            pack_mask(mask[run] if mask.ndim else mask, compile) for run in runs
+        )
         return cls(mask.shape, torch.bool, mask.device, packed)
 
     def rows(self, run: slice) -> Tensor:
@@ -249,7 +260,8 @@ class Bits(Source):
     def masked(self, values: Tensor, run: slice, factor: float) -> Tensor:
         """Values of a run where the bit is set, times a factor; else 0."""
         index = runs_of(self.shape, self.device).index(run)
-        return mask_gradient(values, self.packed[index], factor)
+        compile = _wish(self.shape, self.device)
+        return mask_gradient(values, self.packed[index], factor, compile)
 
     def parts(self) -> Iterator[Tensor]:
         """See Source."""

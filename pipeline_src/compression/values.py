@@ -15,6 +15,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from pipeline_src.compression.sources import Precision, Source, Strided
 
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """An output that was computed already, on its way through an autograd function.
+
+    Handed over like this it is neither an input nor a view of one, so that it may be
+    changed in place afterwards as any other output.
+    """
+
+    tensor: Tensor
+
+
 Geometry = tuple[torch.Size, tuple[int, ...], int, torch.dtype]
 
 
