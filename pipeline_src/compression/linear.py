@@ -30,11 +30,26 @@ if TYPE_CHECKING:
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
+class Origin:
+    """A tensor that something was made of, as long as it is there and unchanged."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Referred to weakly."""
+        self._reference, self._version = weakref.ref(tensor), tensor._version
+
+    def __call__(self) -> Tensor | None:
+        """It, or None."""
+        tensor = self._reference()
+        if tensor is None or tensor._version != self._version:
+            return None
+        return tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Aggregated:
     """How A x was made, for a weight that comes after."""
 
-    x: "weakref.ref[Tensor]"
+    x: Origin
     product: "Product"
 
 
@@ -126,7 +141,7 @@ class _Term:
 class _Mapped:
     """How a sum of terms was made, for another one that is added."""
 
-    x: "weakref.ref[Tensor]"
+    x: Origin
     source: Source
     terms: tuple[_Term, ...]
 
@@ -235,7 +250,7 @@ def _mapped(
     parameters = [one for term in terms for one in (term.weight, term.bias)]
     products = tuple(term.product for term in terms)
     output = _Linear.apply(x, source, products, Known(output), *parameters)
-    scope.ledger.of(output).made_by = _Mapped(weakref.ref(x), source, terms)
+    scope.ledger.of(output).made_by = _Mapped(Origin(x), source, terms)
     return output
 
 
@@ -310,7 +325,7 @@ def sparse_product(
     if x.requires_grad:
         output = _SparseProduct.apply(x, Known(output), product)
     value = scope.ledger.of(output)
-    value.made_by = Aggregated(weakref.ref(x), product)
+    value.made_by = Aggregated(Origin(x), product)
     return output
 
 

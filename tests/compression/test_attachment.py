@@ -280,6 +280,40 @@ def test_checkpointing_inside_is_left_alone(reentrant):
     assert_near(gradients(other, lambda: other(x).square().sum()), expected)
 
 
+class ChangesInPlace(nn.Module):
+    """What PyTorch allows: nobody keeps what is changed."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+        self.first, self.last = nn.Linear(10, 16), nn.Linear(16, 3)
+
+    def forward(self, x, adj):
+        x = self.first(x)
+        if self.where == "after dropout":
+            return self.last(functional.dropout(x, 0.3).mul_(3.0))
+        aggregated = adj @ x
+        x.mul_(2.0)
+        if self.where == "before the weight":
+            return self.last(aggregated)
+        one = self.last(x)
+        return one + self.last(aggregated)
+
+
+@pytest.mark.parametrize("where", ["after dropout", "before the weight", "between"])
+def test_changes_in_place_that_pytorch_allows_are_seen(where):
+    torch.manual_seed(5)
+    model = ChangesInPlace(where)
+    other = compress(copy.deepcopy(model), EXACT)
+    found = []
+    for one in (model, other):
+        torch.manual_seed(6)
+        found.append(
+            gradients(one, lambda m=one: m(features(), adjacency()).square().sum())
+        )
+    assert_near(found[1], found[0])
+
+
 @pytest.mark.parametrize("what", ["weight", "input"])
 def test_what_changed_between_forward_and_backward_is_refused(what):
     model = compress(mlp(), TWO_BITS)
