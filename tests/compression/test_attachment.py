@@ -291,7 +291,7 @@ class ChangesInPlace(nn.Module):
     def forward(self, x, adj):
         x = self.first(x)
         if self.where == "after dropout":
-            return self.last(functional.dropout(x, 0.3).mul_(3.0))
+            return self.last(functional.dropout(x.sigmoid(), 0.3).mul_(3.0))
         aggregated = adj @ x
         x.mul_(2.0)
         if self.where == "before the weight":
