@@ -8,7 +8,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from pipeline_src.compression.config import Keep
-from pipeline_src.compression.sources import Bits, Dropped, runs_of
+from pipeline_src.compression.sources import Bits, Dropped, Precision, Source, runs_of
 from pipeline_src.compression.values import Known, Value
 from pipeline_src.quant.first_order import first_order
 
@@ -69,7 +69,12 @@ class _DroppedValue(Value):
         """See Value."""
         return False
 
-    def settled(self) -> Any:
+    @property
+    def precision(self) -> Precision:
+        """See Value."""
+        return self._of.precision
+
+    def settled(self) -> Source:
         """See Value."""
         if self.source is None:
             of, bits = self._of.settled(), self._bits
