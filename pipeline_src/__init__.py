@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # isort: off
     # Under its own name: a type checker takes that for "meant to be seen".
+    from pipeline_src.compression.attachment import (
+        compress as compress,
+        decompress as decompress,
+    )
+    from pipeline_src.compression.config import (
+        Codes as Codes,
+        CompressionConfig as CompressionConfig,
+        Keep as Keep,
+        Offload as Offload,
+        Part as Part,
+    )
     from pipeline_src.gnn.aggregation import (
         Aggregation as Aggregation,
         gcn_aggregation as gcn_aggregation,
@@ -82,6 +93,8 @@ if TYPE_CHECKING:
     # isort: on
 
 _HOMES = {
+    "compression.attachment": ("compress", "decompress"),
+    "compression.config": ("Codes", "CompressionConfig", "Keep", "Offload", "Part"),
     "gnn.aggregation": ("Aggregation", "gcn_aggregation", "mean_aggregation"),
     "gnn.feature_bits": ("FeatureBits",),
     "gnn.models": ("GraphNetwork",),

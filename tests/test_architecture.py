@@ -34,7 +34,11 @@ FLOORS: list[dict[str, str]] = [
         "search": "The least memory for an accuracy, or the reverse; "
         "knows no networks.",
     },
-    {"gnn": "Networks and operations that keep compressed activations for backward."},
+    {
+        "gnn": "Networks and operations that keep compressed activations for backward.",
+        "compression": "Any model keeps codes: rules for its operations, "
+        "and what memory they take.",
+    },
     {"training": "One training: a specification and a graph in, a record out."},
     {
         "measuring": "Time, memory and gradient error, side by side.",
@@ -85,6 +89,7 @@ PACKAGES: dict[str, set[str]] = {
     "gnn.pyg.technique": set(),  # importing PyTorch Geometric takes seconds
     "gnn.shape": set(),
     "gnn.feature_bits": {"torch"},
+    "compression": {"torch"},
     "training": {"torch", "psutil"} | TABLES,
     "training.spec": set(),
     "training.observations": {"torch"} | NUMBERS,
@@ -132,6 +137,7 @@ STRICTER: dict[str, set[str]] = {
     },
     "gnn": {"gnn", "graphs", "quant"},
     "gnn.feature_bits": {"quant.feature_store"},
+    "compression": {"compression", "quant"},
     "gnn.pyg.technique": set(),
     "gnn.shape": set(),
     # It is in every job: whatever it imported, every job would import and depend on.

@@ -53,6 +53,16 @@ def mask_gradient(
     return masked.to(gradient.dtype)
 
 
+def unpack_mask(
+    packed: Tensor,  # (ceil(numel / 8),) uint8
+    shape: torch.Size,
+) -> Tensor:
+    """The mask as bool, of the shape given."""
+    shift = torch.arange(_BITS, dtype=torch.uint8, device=packed.device)
+    mask = ((packed >> shift[:, None]) & 1).view(-1)[: shape.numel()]
+    return mask.view(shape).to(torch.bool)
+
+
 def _pack(mask: Tensor) -> Tensor:
     packed = mask[0].to(torch.uint8)
     for j in range(1, _BITS):

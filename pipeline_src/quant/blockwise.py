@@ -122,7 +122,7 @@ def compress_blocks(
         return flat.new_empty((0, words), dtype=torch.uint8), none, none.clone()
     num_packets = -(-flat.numel() // size)
     shape = (-1, in_packet, _WORD_BITS // bits // in_packet, size * bits // _WORD_BITS)
-    fused = _is_fused(flat.numel(), flat.device, boundaries, compile)
+    fused = fusion_pays(flat.numel(), flat.device, compile)
     kernel = _compress_fused if fused else _compress
     # Drawn outside the kernel: the compiler would inline the hash of the key into
     # that of every value, and spend minutes on it. A kernel of its own, because each
@@ -163,9 +163,7 @@ def decompress_blocks(
     if numel == 0:
         return packed.new_empty(shape, dtype=torch.float32)
     in_packet = zero_point.numel() // packed.shape[0]
-    fused = packed.shape[0] >= 4 and _is_fused(
-        numel, packed.device, boundaries, compile
-    )
+    fused = packed.shape[0] >= 4 and fusion_pays(numel, packed.device, compile)
     kernel = _decompress_fused if fused else _decompress
     if packed.device.type == "cpu":
         # Widened outside the kernel: one that loads bfloat16 handles twice as many
@@ -174,20 +172,6 @@ def decompress_blocks(
     grid = zero_point.view(-1, in_packet), scale.view(-1, in_packet)
     values = kernel(packed, *grid, boundaries, bits)
     return values.view(-1)[:numel].view(shape)
-
-
-def _is_fused(
-    numel: int, device: torch.device, boundaries: Tensor | None, compile: str
-) -> bool:
-    """As fusion_pays, but never with a table that is read by index on a CPU.
-
-    With 256 edges and blocks of 64 values g++ 12.2 makes of Inductor's kernel a loop
-    that does not end: it writes codes past their tensor until the process dies.
-    """
-    levels = 0 if boundaries is None else boundaries.numel()
-    if device.type == "cpu" and levels > _MAX_COMPARED_LEVELS:
-        return False
-    return fusion_pays(numel, device, compile)
 
 
 def _compress(

@@ -16,6 +16,11 @@ each number of rows. `fullgraph=True` makes a graph break an error as well.
 The same bits: sums aside, whose order is the compiler's, each float operation rounds on
 its own, as plain ones do. On a GPU the compiler would by default contract a product
 and a sum to one rounding, and divide approximately; NUMERICS forbids both.
+
+The noise is a hash in int32 that wraps around. In C++ an overflow of signed integers
+has no meaning unless the compiler is told: g++ 12 unrolled a loop over 40 columns into
+garbage in columns 16 to 39, and one over 64 words into a loop without an end. No option
+of Inductor's says "wrap", so the flag travels with one that it hands on as text.
 """
 
 import functools
@@ -32,10 +37,11 @@ from pipeline_src.quant.compilers import plain_kernels_warning
 
 # Below this many values the plain version ends before a compilation would start.
 MIN_NUMEL_ON_CPU = 2**20
-# Inductor's: no fused multiply-add, and division rounded to nearest.
+# Inductor's: no fused multiply-add, division rounded to nearest, integers that wrap.
 NUMERICS = {
     "emulate_precision_casts": True,
     "eager_numerics.division_rounding": True,
+    "cpp.enable_floating_point_contract_flag": "off -fwrapv",
 }
 # A compiler left to itself keeps what is used often or takes many operations, in a
 # tensor of the full size that one kernel writes and the next one reads, and compares

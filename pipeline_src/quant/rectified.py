@@ -42,9 +42,9 @@ the same for both.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,6 +112,11 @@ class RectifiedCoder:
     def keeps_ends(self) -> bool:
         """False where nothing is rounded."""
         return self.bits > 1
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Of one feature, along rows."""
+        return self.rows_per_block * self.bits // 8
 
     @property
     def needs_means(self) -> bool:
@@ -208,7 +213,14 @@ class RectifiedCodes:
 
     def output(self, rows: slice) -> Tensor:
         """Estimate of h of some rows, whole blocks, (rows, num_features)."""
-        kernel = _output_fused if self.setting.fused else _output
+        return self._read(_output_fused if self.setting.fused else _output, rows)
+
+    def normalized(self, rows: slice) -> Tensor:
+        """Estimate of n of some rows, whole blocks, (rows, num_features)."""
+        fused = self.setting.fused
+        return self._read(_normalized_fused if fused else _normalized, rows)
+
+    def _read(self, kernel: Callable[..., Any], rows: slice) -> Tensor:
         _, num_bytes, per_byte, width = self.shape
         rows_per_block = num_bytes * per_byte
         first, last = rows.start // rows_per_block, rows.stop // rows_per_block
@@ -299,28 +311,74 @@ def encode(
 
     num_rows must be a multiple of rows_per_block.
     """
+    codes = _empty_codes(len(y), y, seed, setting)
+    _encode_blocks(y, (), codes, slice(0, len(codes.packed)))
+    return codes
+
+
+def encode_beside(
+    y: Tensor,  # (num_rows, num_features) float32, num_rows >= 1
+    output: Tensor,  # the same: what somebody else's ReLU made of it
+    seed: Tensor,  # () int32
+    setting: RectifiedSetting,  # without dropout
+) -> RectifiedCodes:
+    """Return the codes of n, active where the output is; overwrite nothing.
+
+    The last block is filled up with the last row, which changes no block's ends.
+    """
+    block = setting.coder.rows_per_block
+    codes = _empty_codes(-(-len(y) // block) * block, y, seed, setting)
+    whole, of_whole = len(y) // block, len(y) // block * block
+    if whole:
+        of = slice(0, whole)
+        _encode_blocks(y[:of_whole], (output[:of_whole],), codes, of)
+    if of_whole < len(y):
+        last = [_filled_up(one[of_whole:], block) for one in (y, output)]
+        _encode_blocks(last[0], (last[1],), codes, slice(whole, whole + 1))
+    return codes
+
+
+def _empty_codes(
+    num_rows: int, y: Tensor, seed: Tensor, setting: RectifiedSetting
+) -> RectifiedCodes:
     coder, width = setting.coder, y.shape[1]
-    blocks = len(y) // coder.rows_per_block
-    num_bytes, per_byte = coder.rows_per_block * coder.bits // 8, 8 // coder.bits
+    blocks, num_bytes = num_rows // coder.rows_per_block, coder.bytes_per_block
     packed = y.new_empty((blocks, num_bytes, width), dtype=torch.uint8)
     ends = y.new_empty(blocks, dtype=torch.int32) if coder.keeps_ends else None
-    codes = RectifiedCodes(packed, ends, seed, setting)
-    keys = _keys(seed, codes.shape, setting.fused).view(-1, per_byte)
+    return RectifiedCodes(packed, ends, seed, setting)
+
+
+def _filled_up(rows: Tensor, num_rows: int) -> Tensor:
+    return torch.cat([rows, rows[-1:].expand(num_rows - len(rows), -1)])
+
+
+def _encode_blocks(
+    y: Tensor,  # (rows of the blocks, num_features)
+    outputs: tuple[Tensor, ...],  # none: y is overwritten with h; one: as y
+    codes: RectifiedCodes,  # overwritten
+    blocks: slice,
+) -> None:
+    setting, coder = codes.setting, codes.setting.coder
+    width, num_bytes, per_byte = y.shape[1], coder.bytes_per_block, 8 // coder.bits
+    keys = _keys(codes.seed, codes.shape, setting.fused)[blocks].view(-1, per_byte)
+    packed = codes.packed[blocks]
+    ends = None if codes.ends is None else codes.ends[blocks]
     kernel = _encode_fused if setting.fused else _encode
-    rows = y.view(-1, per_byte, width)
-    for part in _parts(blocks, coder.rows_per_block * width, setting.fused, y.device):
+    rows, *others = (one.view(-1, per_byte, width) for one in (y, *outputs))
+    values = coder.rows_per_block * width
+    for part in _parts(len(packed), values, setting.fused, y.device):
         of_bytes = slice(part.start * num_bytes, part.stop * num_bytes)
         kernel(
             # One tensor for each code of a byte: a compiler that is given the whole
             # would write its pieces elsewhere and copy.
             tuple(rows[of_bytes, j] for j in range(per_byte)),
+            tuple(one[of_bytes, j] for one in others for j in range(per_byte)),
             packed[part],
             None if ends is None else ends[part],
             keys[of_bytes],
             setting.dropout,
             setting.normalization,
         )
-    return codes
 
 
 def _active_sums(
@@ -349,13 +407,14 @@ def _active_sums(
 
 def _encode(
     rows: tuple[Tensor, ...],  # of each code of a byte: (blocks * bytes, features)
+    outputs: tuple[Tensor, ...],  # the same, of ReLU; none: it is found here
     packed: Tensor,  # (blocks, bytes, features) uint8, overwritten
     ends: Tensor | None,  # (blocks,) int32, overwritten; none with one bit
     keys: Tensor,  # (blocks * bytes, codes of a byte) int32
     dropout: Tensor,  # ()
     normalization: Normalization,
 ) -> None:
-    """Write codes and the two ends of each block, and overwrite rows with h."""
+    """Write codes and the two ends of each block; without outputs, h over rows."""
     mean, inverse_std, weight, bias = normalization
     per_byte = len(rows)
     bits = 8 // per_byte
@@ -383,7 +442,8 @@ def _encode(
     for j in range(per_byte):
         normalized = (y[j] - mean) * inverse_std
         affine = normalized * weight + bias
-        active = ~(affine <= 0)  # a NaN goes on, to be seen
+        result = outputs[j].view(packed.shape) if outputs else affine
+        active = ~(result <= 0)  # a NaN goes on, to be seen
         key = keys[:, j].view(packed.shape[0], packed.shape[1], 1)
         noise, dropping = uniform_pair(key, columns)
         code = active.to(torch.int32) << (bits - 1)
@@ -392,9 +452,11 @@ def _encode(
             distance = torch.abs(normalized - middle)
             code = code + round_to_level(distance, torch.abs(reach), noise, steps)
         codes = codes | (code << (bits * j))
-        results.append(torch.where(active & (dropping >= dropout), affine * scale, 0.0))
+        if not outputs:
+            passed = active & (dropping >= dropout)
+            results.append(torch.where(passed, affine * scale, 0.0))
     packed.copy_(codes.to(torch.uint8))
-    for one, result in zip(y, results, strict=True):
+    for one, result in zip(y, results, strict=False):  # no results beside outputs
         one.copy_(result)
 
 
@@ -516,12 +578,22 @@ def _output(
     h.copy_(torch.where(found.kept, affine * (1.0 / (1.0 - stored.dropout)), 0.0))
 
 
+def _normalized(
+    n: Tensor,  # (blocks, bytes, codes of a byte, features), overwritten
+    stored: _Stored,
+) -> None:
+    """Write the estimate of n."""
+    n.copy_(_decode_all(stored).normalized)
+
+
 _STORED = {"stored.packed": 0, "stored.ends": 0, "stored.keys": 0}
 _active_sums_fused = fuse(
     _active_sums, {"y": 0, "count": 0, "of_active": 0, "of_all": 0}
 )
 _encode_fused = fuse(
-    _encode, {"rows": 0, "packed": 0, "ends": 0, "keys": 0}, one_pass=True
+    _encode,
+    {"rows": 0, "outputs": 0, "packed": 0, "ends": 0, "keys": 0},
+    one_pass=True,
 )
 _gradient_sums_fused = fuse(
     _gradient_sums,
@@ -530,3 +602,4 @@ _gradient_sums_fused = fuse(
 )
 _backpropagate_fused = fuse(_backpropagate, {"gradient": 0, **_STORED}, one_pass=True)
 _output_fused = fuse(_output, {"h": 0, **_STORED}, one_pass=True)
+_normalized_fused = fuse(_normalized, {"n": 0, **_STORED}, one_pass=True)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
-from pipeline_src.quant import blockwise
 from pipeline_src.quant.blockwise import (
     PACKABLE_BITS,
     _compress_fused,
@@ -138,15 +137,11 @@ def test_compiled_equals_plain_to_the_bit(bits, law):
         )
 
 
-def test_a_table_read_by_index_is_never_compiled_for_a_cpu(monkeypatch):
-    """Compiled with blocks of 64, its kernel writes past the codes."""
-    for name in ("_compress_fused", "_decompress_fused"):
-        monkeypatch.setattr(blockwise, name, None)
+def test_a_loop_whose_hash_overflows_comes_to_its_end():
+    """Without -fwrapv g++ 12 wrote codes past their tensor until the process died."""
     x = torch.randn(64 * 9 + 5, generator=torch.Generator().manual_seed(3))
     fused, plain = (round_trip(x, 8, 64, uneven(8), SEED, c) for c in ("true", "false"))
     assert torch.equal(fused, plain)
-    with pytest.raises(TypeError, match="not callable"):
-        round_trip(x, 8, 64, None, SEED, "true")
 
 
 def test_one_compilation_serves_a_tail_with_padding_and_one_without():

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pipeline_src.quant.rectified import (
     RectifiedCoder,
     RectifiedSetting,
     encode,
+    encode_beside,
     side_means,
 )
 from pipeline_src.quant.shared_noise import estimate_variance
@@ -266,6 +268,50 @@ def test_compiled_equals_plain_to_the_bit(bits):
         results.append((h, codes.packed, kept, sums, back, output))
     for plain, fused in zip(*results, strict=True):
         assert torch.equal(plain, fused)
+
+
+@pytest.mark.parametrize("width", [24, 40])
+def test_integers_of_a_compiled_kernel_wrap_around_at_every_width(width):
+    """Without -fwrapv, columns from 16 on of 40 were garbage, and another each time."""
+    zeros, ones = torch.zeros(width), torch.ones(width)
+    norm = Normalization(zeros, ones, ones, zeros)
+    y = torch.randn(64, width, generator=torch.Generator().manual_seed(4))
+    setting = RectifiedSetting(RectifiedCoder(2, 8), norm, torch.zeros(()), None, False)
+    plain = encode(y, SEED, setting)
+    fused = replace(plain, setting=setting._replace(fused=True))
+    for _ in range(4):
+        assert torch.equal(plain.output(slice(0, 64)), fused.output(slice(0, 64)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("num_rows", [5, 64, 67])
+def test_codes_beside_an_output_are_those_that_make_it(num_rows, fused):
+    norm = normalization()
+    y = rows(num_rows)
+    _, u, _, _ = reference(y, norm, 0.0)
+    setting = RectifiedSetting(RectifiedCoder(2, 8), norm, torch.zeros(()), None, fused)
+    before = y.clone()
+    codes = encode_beside(y, u.relu(), SEED, setting)
+    assert torch.equal(y, before)
+    padded = torch.cat([y, y[-1:].expand(-num_rows % 8, -1)])
+    other = encode(padded, SEED, setting)
+    assert torch.equal(codes.packed, other.packed)
+    assert torch.equal(codes.ends, other.ends)
+    rows_read = codes.output(slice(0, len(padded)))
+    affine = codes.normalized(slice(0, len(padded))) * norm.weight + norm.bias
+    active = torch.cat([u, u[-1:].expand(-num_rows % 8, -1)]) > 0
+    assert torch.equal(rows_read, torch.where(active, affine, 0.0))
+
+
+def test_the_output_alone_says_what_is_active():
+    """It was made with other roundings; a sign of ours would not be the mask."""
+    norm = normalization(torch.ones(WIDTH), torch.zeros(WIDTH))
+    y = rows(16)
+    output = (torch.arange(16 * WIDTH).view(16, WIDTH) % 3 == 0).to(torch.float32)
+    setting = RectifiedSetting(RectifiedCoder(4, 8), norm, torch.zeros(()), None, False)
+    codes = encode_beside(y, output, SEED, setting)
+    gradient = torch.ones(16, WIDTH)
+    assert torch.equal(moved(codes, gradient) != 0, output > 0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -1,0 +1,121 @@
+"""One line on any model: compress, and the way back."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from pipeline_src.compression import dropping, linear, rectifying
+from pipeline_src.compression.config import CompressionConfig
+from pipeline_src.compression.scope import Note, Scope
+
+_RULES: dict[Any, Any] = {**linear.RULES, **rectifying.RULES, **dropping.RULES}
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Attachment:
+    """What opens and closes a scope around each forward pass of a model.
+
+    It is reached from the model's hooks alone, and is copied and pickled with them.
+    """
+
+    def __init__(self, config: CompressionConfig) -> None:
+        """Not at work yet."""
+        self.config = config
+        self.steps = 0
+        self.notes: list[Note] = []
+        self.handles: list[Any] = []
+        self._open: list[Scope | None] = []
+
+    def open(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before forward."""
+        if not (model.training and torch.is_grad_enabled()):
+            self._open.append(None)
+            return
+        tensors = [one for one in tree_flatten((args, kwargs))[0] if _is_tensor(one)]
+        seed = self.config.seed * 7_368_787 + self.steps
+        self.steps += 1
+        scope = Scope(model, self.config, seed, tensors, _RULES)
+        self._open.append(scope)
+        scope.open()
+
+    def close(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """After forward, whether it came to an end or not."""
+        scope = self._open.pop()
+        if scope is not None:
+            scope.close()
+            self.notes = scope.notes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Scopes belong to the process, and handles to the model they were made for."""
+        return {**self.__dict__, "_open": []}
+
+
+def _is_tensor(one: Any) -> bool:
+    return isinstance(one, Tensor)
+
+
+def compress(model: Model, config: CompressionConfig | None = None) -> Model:
+    """Make a model keep its activations for backward as codes, from now on.
+
+    In place; the model is returned so that the call can be nested. Class, names,
+    parameters and values of forward stay what they were; so does everything under
+    eval() or no_grad().
+
+    Args:
+        model: any module; what it calls is compressed with it.
+        config: bits, and choices for parts of the model.
+
+    Raises:
+        ValueError: if the model, or a part of it, is compressed already.
+    """
+    for name, module in model.named_modules():
+        if attachment_of(module) is not None:
+            raise ValueError(
+                f"{name or 'the model'} is compressed already; call decompress() on it "
+                "before"
+            )
+    attachment = Attachment(config or CompressionConfig())
+    attachment.handles = [
+        model.register_forward_pre_hook(attachment.open, with_kwargs=True),
+        model.register_forward_hook(
+            attachment.close, with_kwargs=True, always_call=True, prepend=True
+        ),
+    ]
+    return model
+
+
+def decompress(model: Model) -> Model:
+    """Undo `compress`: the model keeps again what PyTorch keeps.
+
+    Raises:
+        ValueError: if the model is not compressed.
+    """
+    attachment = attachment_of(model)
+    if attachment is None:
+        raise ValueError("the model is not compressed; there is nothing to undo")
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key in [key for key, hook in hooks.items() if _owner(hook) is attachment]:
+            del hooks[key]
+    model._forward_pre_hooks_with_kwargs = {
+        key: True
+        for key in model._forward_pre_hooks_with_kwargs
+        if key in model._forward_pre_hooks
+    }
+    for handle in attachment.handles:
+        handle.remove()
+    return model
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """What `compress` attached to a model, or None."""
+    for hook in model._forward_pre_hooks.values():
+        owner = _owner(hook)
+        if isinstance(owner, Attachment):
+            return owner
+    return None
+
+
+def _owner(hook: Any) -> Any:
+    return getattr(hook, "__self__", None)

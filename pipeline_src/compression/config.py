@@ -1,0 +1,127 @@
+"""How activations are kept: one recipe for a model, and others for parts of it."""
+
+import builtins
+import fnmatch
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from pipeline_src.quant.blockwise import check_blocks, check_boundaries
+
+_BITS = (2, 4, 8, 32)
+_ROWS_PER_BYTE = 4  # at 2 bits; a block of rows fills bytes at every width then
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Randomly rounded codes; the mean of what is read back is what was kept.
+
+    Args:
+        bits: of a code, 2, 4 or 8; 32 keeps float32 values under the same rules, which
+            shows what the rules alone do to gradients: nothing but another order of
+            additions.
+        rows_per_block: rows that share two ends, where a code knows on which side of
+            ReLU's threshold its value lies (quant/rectified.py).
+        block_size: values that share a zero point and a scale, elsewhere
+            (quant/blockwise.py).
+        boundaries: (2**bits,) float32, edges of the bins there, bin units; None = even.
+
+    Raises:
+        ValueError: if bits or blocks cannot be packed, or one bit is asked for.
+    """
+
+    bits: int = 2
+    rows_per_block: int = 8
+    block_size: int = 256
+    boundaries: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in _BITS:
+            raise ValueError(
+                f"bits must be one of {_BITS}, got {self.bits}: one bit tells on which "
+                "side of ReLU a value lies and nothing else, and its gradients would "
+                "be biased; take 2"
+            )
+        if self.rows_per_block < 1 or self.rows_per_block % _ROWS_PER_BYTE:
+            raise ValueError(
+                f"rows_per_block must be a multiple of {_ROWS_PER_BYTE}, the rows that "
+                f"share a byte at 2 bits; got {self.rows_per_block}"
+            )
+        if self.bits == 32:
+            return
+        check_blocks(self.bits, self.block_size)
+        if self.boundaries is not None:
+            check_boundaries(self.boundaries, 2**self.bits - 1)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """As it is: exact, and of full size."""
+
+
+@dataclass(frozen=True)
+class Offload:
+    """As it is, in the memory of the host; on a CPU the same as Keep."""
+
+
+Choice = Codes | Keep | Offload
+
+
+@dataclass(frozen=True)
+class Part:
+    """Operations of a model: those that meet all that is given.
+
+    Args:
+        name: pattern of the module's name as named_modules gives it, with * and ?.
+        type: class of the module.
+        operation: name of the torch function, such as "linear" or "batch_norm".
+    """
+
+    name: str = "*"
+    type: "builtins.type[nn.Module]" = nn.Module
+    operation: str = "*"
+
+    def matches(self, name: str, module: nn.Module, operation: str) -> bool:
+        """Whether an operation of a module belongs to it."""
+        return (
+            fnmatch.fnmatchcase(name, self.name)
+            and isinstance(module, self.type)
+            and fnmatch.fnmatchcase(operation, self.operation)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CompressionConfig:
+    """What `compress` is told.
+
+    Args:
+        bits: of a code, where no choice says otherwise.
+        nonlinear_bits: the same where a gradient is no linear function of the value.
+            Noise then biases it; eight bits keep that below 1e-4 of it.
+        min_numel: smaller tensors are kept as they are.
+        seed: of rounding; two models that share it share noise.
+        choices: (part, choice) for parts of the model; the last match wins.
+    """
+
+    bits: int = 2
+    nonlinear_bits: int = 8
+    min_numel: int = 1024
+    seed: int = 0
+    choices: tuple[tuple[Part, Choice], ...] = ()
+    _default: Codes = field(init=False, repr=False)
+    _nonlinear: Codes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_default", Codes(self.bits))
+        object.__setattr__(
+            self, "_nonlinear", Codes(max(self.bits, self.nonlinear_bits))
+        )
+
+    def choice(
+        self, name: str, module: nn.Module, operation: str, nonlinear: bool
+    ) -> Choice:
+        """How an operation of a module keeps its activations."""
+        for part, choice in reversed(self.choices):
+            if part.matches(name, module, operation):
+                return choice
+        return self._nonlinear if nonlinear else self._default
