@@ -166,8 +166,8 @@ blocks that do not, with even and uneven bins, what a GPU's first call would do:
 2. Triton compiles each kernel to machine code for sm_80, sm_90 and, for no other
    purpose than to know that it compiles, AMD's gfx942.
 3. Triton's interpreter runs the whole module on the CPU, at odd sizes, and the result
-   is compared with the plain function: to the bit; for sums within 2 n eps times the
-   sum of the n terms' magnitudes, because the order of adding is the device's own.
+   is compared with the plain function: to the bit, sums too, because kernels add rows
+   in the plain function's order.
 4. Figures of the machine code are compared with the committed table. A worse one
    fails, a better one asks to be committed: `python -m tests.gpu_proof.prove
    --publish`.
@@ -188,7 +188,9 @@ data, a copy between host and device, or an operation on two devices fails.
 ## What is not proven
 
 - **Speed.** Nothing was timed. `roofline.md` estimates.
-- **Which configuration autotuning picks.** Figures are those of the first one.
+- **Which configuration autotuning picks.** A device times several of a kernel, those
+  that spill registers left out by an option of the library's. Figures are those of the
+  first that it would time; the table says which one that is.
 - **cuSPARSE**, which multiplies by the adjacency matrix: what it does with an output
   that is not initialised, and whether it repeats to the bit.
 - **The exact bits of a GPU.** The interpreter rounds each operation as IEEE 754 says.

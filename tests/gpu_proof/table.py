@@ -25,6 +25,7 @@ COLUMNS: dict[str, bool | None] = {
     "modules": False,  # that one compilation for all numbers of rows takes
     "launches": False,
     "extern_calls": False,
+    "configuration": False,  # the first that is timed; those before it spill
     "registers": False,  # of the kernel that takes most
     "spills": False,
     "float64": False,  # instructions
@@ -85,6 +86,7 @@ def _row(
         "modules": one["modules"],
         "launches": len(one["launches"]),
         "extern_calls": len(one["extern_calls"]),
+        "configuration": max(code["configuration"] for code in launched),
         "registers": max(code["registers"] for code in launched),
         "spills": sum(code["spills"] + code["local"] for code in launched),
         "float64": sum(code["float64"] for code in launched),

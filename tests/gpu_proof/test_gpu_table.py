@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu_proof import pages, table, versions
-from tests.gpu_proof.machine_code import of_sass, unlike_eager
+from tests.gpu_proof.machine_code import first_timed, of_sass, unlike_eager
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +71,18 @@ def test_instructions_are_counted_by_kind():
         "loads": {"16": 1, "1": 1},
         "stores": {"4": 1},
     }
+
+
+@pytest.mark.parametrize(
+    ("spills", "allowed", "chosen"),
+    [((0, 0), 0, 1), ((3, 0), 0, 2), ((3, 0), 3, 1), ((3, 2), 0, 1)],
+)
+def test_what_spills_is_passed_over_as_on_a_device(spills, allowed, chosen):
+    tried = [
+        {"spills": n, "local": 0, "configuration": i}
+        for i, n in enumerate(spills, start=1)
+    ]
+    assert first_timed(iter(tried), allowed)["configuration"] == chosen
 
 
 @pytest.mark.parametrize(
@@ -149,7 +161,7 @@ def test_pages_are_made_of_the_committed_tables():
 def proven_case(name="decompress 2 bits", launches=1, spilling=()):
     """What is known of a case without a fault, but for spills on some devices."""
     code = {
-        **{"registers": 1, "instructions": 1, "threads": 1},
+        **{"configuration": 1, "registers": 1, "instructions": 1, "threads": 1},
         **{"float64": 0, "spills": 0, "local": 0, "loads": {}, "stores": {}},
     }
     codes = {
