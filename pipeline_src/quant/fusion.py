@@ -26,6 +26,7 @@ of Inductor's says "wrap", so the flag travels with one that it hands on as text
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,8 @@ _ONE_PASS = {
     "realize_reads_threshold": 2**20,
     "loop_ordering_after_fusion": False,
 }
+# What compiled kernels are handed to, where their sizes are wanted and not their values.
+_substitutes: list[Callable[[Callable[..., Any], tuple[Any, ...]], Any]] = []
 # Modules of one kernel: one per width, packet and law; a number of rows adds none.
 _MAX_MODULES = 256
 
@@ -78,13 +81,15 @@ def fuse(
     @torch.no_grad()
     def fused(*arguments: Any) -> Any:
         nonlocal twin
+        aliases = tuple(map(_alias, arguments))
+        if _substitutes:
+            return _substitutes[-1](plain, aliases)
         from torch._dynamo import config, mark_dynamic
 
         if twin is None:
             config.recompile_limit = max(config.recompile_limit, _MAX_MODULES)
             options: dict[str, Any] = NUMERICS | (_ONE_PASS if one_pass else {})
             twin = torch.compile(plain, fullgraph=True, dynamic=False, options=options)
-        aliases = tuple(map(_alias, arguments))
         named = SimpleNamespace(**dict(zip(names, aliases, strict=True)))
         marks = [(one, d) for get, d in counted for one in _tensors(get(named))]
         if any(tensor.shape[dim] < 2 for tensor, dim in marks):
@@ -94,6 +99,22 @@ def fuse(
         return twin(*aliases)
 
     return fused
+
+
+@contextmanager
+def instead_of_compiled(
+    run: Callable[[Callable[..., Any], tuple[Any, ...]], Any],
+) -> Iterator[None]:
+    """Hand plain kernels and their arguments to run, wherever compiled ones were due.
+
+    For whoever follows what is allocated: a compiled kernel allocates its results and
+    little else, and no mode sees what it does.
+    """
+    _substitutes.append(run)
+    try:
+        yield
+    finally:
+        _substitutes.pop()
 
 
 def _alias(argument: Any) -> Any:

@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 
-from pipeline_src.compression.memory.sparse_parts import parts
+from pipeline_src.compression.memory.sparse_parts import GIVEN, parts
 
 aten = torch.ops.aten
 Value = TypeVar("Value")
@@ -39,7 +39,12 @@ _PARTS = {
     aten.col_indices.default: 1,
     aten.ccol_indices.default: 0,
     aten.row_indices.default: 1,
+    aten.values.default: -1,
     aten._indices.default: 0,
+    aten._values.default: -1,
+}
+_SAME_PARTS = {
+    *(aten.t.default, aten.transpose.int, aten.detach.default, aten.alias.default),
 }
 _COUNTS = ("arange", "full", "randint", "randperm", "scalar_tensor")
 
@@ -55,7 +60,6 @@ class Fakes:
         """Of a model on that device."""
         self._device = device
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.indices: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}
 
     def model(self, model: nn.Module) -> nn.Module:
         """A copy of a model whose parameters and buffers are fakes."""
@@ -88,10 +92,9 @@ class Fakes:
 
     def sparse(self, matrix: Tensor) -> Tensor:
         """A fake of a sparse matrix; its indices are known if they have values."""
-        return self.compressed(
-            parts(matrix), matrix.shape, matrix.layout, matrix.is_coalesced()
-            if matrix.layout == torch.sparse_coo else True,
-        )
+        is_coalesced = matrix.layout != torch.sparse_coo or matrix.is_coalesced()
+        made_of = tuple(self.tensor(part.detach()) for part in parts(matrix))
+        return self.compressed(made_of, matrix.shape, matrix.layout, is_coalesced)
 
     def compressed(
         self,
@@ -100,7 +103,7 @@ class Fakes:
         layout: torch.layout,
         is_coalesced: bool = True,
     ) -> Tensor:
-        """A fake of a sparse matrix made of these parts, real or fake."""
+        """A fake of a sparse matrix made of these parts, fake or not."""
         with _disable_current_modes():
             *indices, values = (
                 torch.empty(one.shape, dtype=one.dtype, device="meta")
@@ -108,7 +111,10 @@ class Fakes:
             )
             if layout == torch.sparse_coo:
                 meta = torch.sparse_coo_tensor(
-                    indices[0], values, shape, is_coalesced=is_coalesced,
+                    indices[0],
+                    values,
+                    shape,
+                    is_coalesced=is_coalesced,
                     check_invariants=False,
                 )
             else:
@@ -116,8 +122,7 @@ class Fakes:
                     *indices, values, shape, layout=layout, check_invariants=False
                 )
             fake = FakeTensor(self.mode, meta, self._device)
-        if not any(isinstance(one, FakeTensor) or one.is_meta for one in made_of[:-1]):
-            self.indices[id(fake)] = (fake, made_of[:-1])
+        setattr(fake, GIVEN, made_of)
         return fake
 
     @contextmanager
@@ -147,22 +152,29 @@ class _Known(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensors = [one for one in tree_leaves((args, kwargs)) if _is_tensor(one)]
-        if func in _PARTS and id(args[0]) in self._fakes.indices:
-            return self._fakes.indices[id(args[0])][1][_PARTS[func]]
         if _is_sparse_factory(func):
             return self._sparse(func, args, kwargs)
+        made_of = getattr(args[0], GIVEN, None) if args else None
+        if made_of is not None and func in _PARTS:
+            part = made_of[_PARTS[func]]
+            return part.detach() if isinstance(part, FakeTensor) else _alias(part)
+        if made_of is not None and func in _SAME_PARTS:
+            view = func(*args, **kwargs)
+            setattr(view, GIVEN, made_of)
+            return view
         if not any(isinstance(one, FakeTensor) for one in tensors) and (
-            tensors or _is_integer_factory(func, args, kwargs)
+            tensors or _has_values(func, args, kwargs)
         ):
             with _disable_current_modes():
                 return func(*args, **kwargs)
-        if rule := _BOUNDED.get(func):
+        if rule := _SHAPES.get(func):
             with self._fakes.mode:
                 return rule(func, *args, **kwargs)
         if (
             func._schema.is_mutable
             and _is_tensor(args[0])
             and not isinstance(args[0], FakeTensor)
+            and not args[0].is_floating_point()
         ):
             raise UnknownValueError(
                 f"{func} writes values that are not known into a tensor of integers; "
@@ -194,7 +206,15 @@ def _is_tensor(one: Any) -> bool:
     return isinstance(one, Tensor)
 
 
-def _is_integer_factory(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+def _alias(known: Tensor) -> Tensor:
+    with _disable_current_modes():
+        return known.detach()
+
+
+def _has_values(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether what is made of no tensor is integers, or a single number."""
+    if args and isinstance(args[0], list | tuple) and len(args[0]) == 0:
+        return True
     dtype = kwargs.get("dtype")
     if dtype is not None:
         return not (dtype.is_floating_point or dtype.is_complex)
@@ -247,7 +267,27 @@ def _masked_select(func: Any, x: Tensor, mask: Tensor) -> Tensor:
     return x.new_empty(int(mask.expand(torch.broadcast_shapes(x.shape, mask.shape)).sum()))
 
 
-_BOUNDED: dict[Any, Callable[..., Any]] = {
+def _product(func: Any, matrix: Tensor, x: Tensor) -> Tensor:
+    if matrix.layout == torch.strided or x.layout != torch.strided:
+        return func(matrix, x)
+    return x.new_empty((matrix.shape[0], x.shape[1]))
+
+
+def _sum_product(
+    func: Any, y: Tensor, matrix: Tensor, x: Tensor, out: Any = None, **named: Any
+) -> Tensor:
+    if matrix.layout == torch.strided or x.layout != torch.strided:
+        named = named if out is None else named | {"out": out}
+        return func(y, matrix, x, **named)
+    return x.new_empty((matrix.shape[0], x.shape[1])) if out is None else out
+
+
+# Shapes of results that fake tensors refuse or do not know.
+_SHAPES: dict[Any, Callable[..., Any]] = {
+    aten.mm.default: _product,
+    aten.addmm.default: _sum_product,
+    aten.addmm.out: _sum_product,
+    aten._sparse_addmm.default: _sum_product,
     aten.index.Tensor: _index,
     aten.index_put.default: _index,
     aten.index_put_.default: _index,

@@ -26,7 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline_src.compression.memory.kernel_scratch import scratch_bytes
+from pipeline_src.compression.memory.kernel_shapes import KernelShapes
 from pipeline_src.compression.memory.sparse_parts import storages
+from pipeline_src.quant.fusion import instead_of_compiled
 
 ALLOCATION_UNIT = 512  # bytes; as training/meters.py counts, which lies further down
 
@@ -114,6 +116,9 @@ class LiveBytes(TorchDispatchMode):
         self._functions = _Outermost()
         self._made_at: dict[int, Place] = {}  # by autograd's number
         self._handles: list[Any] = []
+        self._is_in_kernel = False
+        self._shapes = KernelShapes()
+        self._kernels = instead_of_compiled(self._kernel)
 
     # ---- what is asked of it -------------------------------------------------------
 
@@ -159,11 +164,13 @@ class LiveBytes(TorchDispatchMode):
                 self._leave_model, always_call=True, prepend=True
             ),
         ]
+        self._kernels.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        self._kernels.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()
 
@@ -191,19 +198,35 @@ class LiveBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":
+        if func.namespace == "prim" or self._is_in_kernel:
             return func(*args, **kwargs)
-        place = self._place(func)
-        output = func(*args, **kwargs)
         before = self.now
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._see(tensor, place)
+        place = self._place(_name(func))
+        output = func(*args, **kwargs)
+        self._see_all(output, place)
         peak = self.now + scratch_bytes(func, args, output)
         if func in _IN_PLACE_OTHERWISE and _is_called_by_autograd():
             peak = before
         self.moments.append(Moment(place, self.phase, _name(func), self.now, peak))
         return output
+
+    def _kernel(self, plain: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """A compiled kernel: what it returns is all that it allocates."""
+        name = plain.__name__.strip("_")
+        place = self._place(name)
+        self._is_in_kernel = True
+        try:
+            output = self._shapes.results(plain, arguments)
+        finally:
+            self._is_in_kernel = False
+        self._see_all(output, place)
+        self.moments.append(Moment(place, self.phase, name, self.now, self.now))
+        return output
+
+    def _see_all(self, output: Any, place: Place) -> None:
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self._see(tensor, place)
 
     def _see(self, tensor: Tensor, place: Place) -> None:
         for storage in storages(tensor):
@@ -239,13 +262,13 @@ class LiveBytes(TorchDispatchMode):
 
         return forget
 
-    def _place(self, func: Any) -> Place:
+    def _place(self, kernel: str) -> Place:
         if self.phase != "forward":
             node = torch._C._current_autograd_node()
             number = -1 if node is None else node._sequence_nr()
-            return self._made_at.get(number, Place("", _name(func)))
+            return self._made_at.get(number, Place("", kernel))
         module = self._modules[-1] if self._modules else ""
-        place = Place(module, self._functions.name or _name(func))
+        place = Place(module, self._functions.name or kernel)
         # A node is numbered before the operation that it belongs to is run.
         self._made_at[torch._C._autograd._get_sequence_nr() - 1] = place
         return place

@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+GIVEN = "_made_of"  # attribute of a fake sparse matrix: its parts, fake or not
+
 
 def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """The strided tensors that a tensor is made of; itself, if it is one."""
     if tensor.layout == torch.strided:
         return (tensor,)
+    if (given := getattr(tensor, GIVEN, None)) is not None:
+        return tuple(given)
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
