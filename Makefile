@@ -35,7 +35,7 @@ results: $(VENV)/.installed
 	$(RUN) snakemake --cores $(CORES)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .

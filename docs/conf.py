@@ -36,7 +36,10 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|np|numpy|pd|pandas|xr|xarray|collections|pathlib|os)\b.*"),
     ("py:.*", r"(Tensor|Path|PathLike|Callable|Iterable|Mapping|FilePath|optional)"),
     # Ours that are no public names.
-    ("py:.*", r"pipeline_src\.(gnn|graphs|laws|quant|records|search|training)\..*"),
+    (
+        "py:.*",
+        r"pipeline_src\.(compression|gnn|graphs|laws|quant|records|search|training)\..*",
+    ),
 ]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -29,7 +29,17 @@ class Attachment:
         self._open: list[Scope | None] = []
 
     def open(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        """Before forward."""
+        """Before forward.
+
+        Raises:
+            RuntimeError: under torch.compile, which cannot trace rules.
+        """
+        if torch._C._dynamo.eval_frame.get_eval_frame_callback():
+            raise RuntimeError(
+                "a compressed model cannot be compiled: torch.compile cannot trace the "
+                "rules that keep codes; call the model itself, not what torch.compile "
+                "returned, or decompress() it"
+            )
         if not (model.training and torch.is_grad_enabled()):
             self._open.append(None)
             return
@@ -66,6 +76,8 @@ def compress(model: Model, config: CompressionConfig | None = None) -> Model:
     Args:
         model: any module; what it calls is compressed with it.
         config: bits, and choices for parts of the model.
+
+    Under torch.compile forward refuses to run: rules cannot be traced.
 
     Raises:
         ValueError: if the model, or a part of it, is compressed already.

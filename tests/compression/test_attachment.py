@@ -362,3 +362,13 @@ def test_the_random_stream_of_the_user_is_left_alone():
     sage()
     model(features(), edges())
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_compiling_a_compressed_model_is_refused():
+    """Dynamo would run the rules otherwise, and lose their gradients."""
+    model = mlp()
+    compiled = torch.compile(compress(model, TWO_BITS), backend="eager")
+    with pytest.raises(RuntimeError, match="a compressed model cannot be compiled"):
+        compiled(rows())
+    torch.compiler.reset()
+    model(rows()).sum().backward()

@@ -33,6 +33,7 @@ from pipeline_src.quant.rectified import (
     RectifiedCodes,
     RectifiedSetting,
     encode,
+    encode_beside,
     side_means,
 )
 from pipeline_src.quant.row_codes import count_words
@@ -172,6 +173,15 @@ def _encode(bits: int) -> Any:
     return operate
 
 
+def _encode_beside(bits: int) -> Any:
+    def operate(device: str, size: Size) -> Any:
+        y = torch.randn(size, device=device)
+        setting = _setting(bits, size[1], device)
+        return encode_beside(y, y.relu(), _seed(device), setting)
+
+    return operate
+
+
 def _reading(bits: int, read: Callable[..., Any]) -> Any:
     def operate(device: str, size: Size) -> Any:
         codes = _kept(size, _setting(bits, size[1], device), device)
@@ -182,6 +192,10 @@ def _reading(bits: int, read: Callable[..., Any]) -> Any:
 
 def _output(codes: RectifiedCodes, gradient: Tensor) -> Any:
     return codes.output(slice(0, len(gradient)))
+
+
+def _normalized(codes: RectifiedCodes, gradient: Tensor) -> Any:
+    return codes.normalized(slice(0, len(gradient)))
 
 
 def _gradient_sums(codes: RectifiedCodes, gradient: Tensor) -> Any:
@@ -201,12 +215,15 @@ def _active_sums(device: str, size: Size) -> Any:
 def _rectified() -> Iterator[Case]:
     readers = {
         "output": _output,
+        "normalized": _normalized,
         "gradient_sums": _gradient_sums,
         "backpropagate": _backpropagate,
     }
     for bits in RECTIFIED_BITS:
         kernel = "rectified._encode"
         yield Case(f"rectify {bits} bits", kernel, _encode(bits), **_ROWS)
+        beside = f"rectify beside {bits} bits"
+        yield Case(beside, kernel, _encode_beside(bits), **_ROWS)
         for name, read in readers.items():
             yield Case(
                 f"{name} {bits} bits",

@@ -387,9 +387,12 @@ def test_compiled_equals_plain_on_a_gpu(bits):
 
 
 def check_compiled(bits, device):
-    """Same words, and same rows from them; widths that leave padding and not."""
+    """Same words, and same rows from them; widths that leave padding and not.
+
+    A width is a compilation more: one that leaves none is for a mixture and 4 bits.
+    """
     mixed = bits if isinstance(bits, tuple) else (bits,)
-    for num_features in (21, 32):
+    for num_features in (21, 32) if 4 in mixed else (21,):
         x = uneven_rows(40, num_features).to(device)
         x[3] = 0.0
         groups = None

@@ -359,13 +359,13 @@ def test_what_cannot_be_packed_is_refused(arguments, message):
 @pytest.mark.parametrize("bits", [1, 2])
 def test_compiled_kernels_hold_a_few_runs_and_not_a_few_layers(bits):
     """A compiler left to itself holds up to four tensors of what it is given."""
-    nodes, width = 4 * RUN_VALUES // 128, 128
+    nodes, width = 4 * RUN_VALUES // WIDTH, WIDTH  # whose kernels are compiled
     y = torch.randn(nodes, width, generator=torch.Generator().manual_seed(0))
     ones = torch.ones(width)
     normalization = Normalization(0 * ones, ones, ones, 0 * ones)
     means = torch.zeros(2, width) if bits == 1 else None
     setting = RectifiedSetting(
-        RectifiedCoder(bits, 8), normalization, 0.5, means, fused=True
+        RectifiedCoder(bits, 8), normalization, torch.tensor(0.5), means, fused=True
     )
     seed = torch.tensor(7, dtype=torch.int32)
     share = torch.tensor(1 / nodes)

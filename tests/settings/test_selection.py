@@ -128,6 +128,16 @@ def test_what_is_chosen_is_measured_beside_full_precision(measured, selection):
         assert json.loads(text) == json.loads(str(answer["answer_method"].values))
 
 
+def test_methods_keep_their_finished_seeds_apart(selection, measured, tmp_path):
+    """And find them again: a second call trains nothing, and says the same."""
+    job = Job(GRAPH, partial_dir=tmp_path)
+    for _ in range(2):
+        again = measure_settings(FRESH, [LEAN], selection, job)
+        assert again.drop_attrs().identical(measured.drop_attrs())
+    trained = len(set(measured["setting"].values.tolist()))
+    assert len(list(tmp_path.rglob("seed*.nc"))) == trained * len(FRESH.seeds)
+
+
 def test_what_is_measured_never_chose(selection):
     run = replace(SEARCH.run, seeds=(999, 1000))
     with pytest.raises(ValueError, match=r"fresh, but settings were chosen on \{1000"):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -262,18 +263,30 @@ def options_in(folder, config):
     return "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)
 
 
-@pytest.mark.slow
-def test_a_tiny_run_goes_from_graph_to_report(tmp_path):
-    """All rules with their real scripts, in a folder of its own."""
-    start = ("snakemake", *options_in(tmp_path, TINY))
-    # The environment is not activated: its interpreter is found all the same.
-    bare = {"PATH": os.defpath, "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
-    done = call(*start, "--cores", "2", environment=bare)
-    text = done.stdout + done.stderr
-    assert done.returncode == 0, text[-6000:]
-    assert "G/R = 16 + VM" in done.stdout, "the summary prints the tables"
+# The environment is not activated: its interpreter is found all the same.
+BARE = {"PATH": os.defpath, "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
 
-    results = tmp_path / "results" / "tiny"
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder in which all rules have run with their real scripts, and what it said.
+
+    The options of a start in it come first.
+    """
+    folder = tmp_path_factory.mktemp("tiny")
+    start = options_in(folder, TINY)
+    done = call("snakemake", *start, "--cores", "2", environment=BARE)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return start, folder, done.stdout
+
+
+@pytest.mark.slow
+def test_a_tiny_run_goes_from_graph_to_report(tiny):
+    """All rules with their real scripts, in a folder of its own."""
+    start, folder, said = tiny
+    assert "G/R = 16 + VM" in said, "the summary prints the tables"
+
+    results = folder / "results" / "tiny"
     assert len(list((results / "runs").glob("*.nc"))) == 2
     assert len(list((results / "tables").glob("*"))) == 14
     assert len(list((results / "figures").glob("*"))) == 7
@@ -281,7 +294,7 @@ def test_a_tiny_run_goes_from_graph_to_report(tmp_path):
     assert "<html" in (results / "report.html").read_text(encoding="utf-8")
     assert not list(results.rglob("*.tmp"))
 
-    again = call(*start, "--cores", "2", environment=bare)
+    again = call("snakemake", *start, "--cores", "2", environment=BARE)
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
@@ -294,15 +307,23 @@ byte_books:
 
 
 @pytest.mark.slow
-def test_a_benchmark_needs_no_training(tmp_path):
-    """Measurements and byte books alone, with real scripts, to the report."""
+def test_a_benchmark_needs_no_training(tiny, tmp_path):
+    """Measurements and byte books alone, with real scripts, to the report.
+
+    What a run with trainings has measured holds without them, and is not made again.
+    """
     kept = TINY.partition("sweeps:")[0]
     measurements = "measurements:" + TINY.partition("measurements:")[2]
     measurements = measurements.partition("captures:")[0]
     text = kept + measurements + UNTRAINED + "figures: {formats: [svg]}\n"
     start = options_in(tmp_path, text)
+    _, measured, _ = tiny
+    for kept in (".snakemake", "resources", "results/tiny/measurements"):
+        shutil.copytree(measured / kept, tmp_path / kept)
+    shutil.copy2(measured / "results/tiny/kernels.nc", tmp_path / "results/tiny")
     output = snakemake(*start, "--cores", "2")
     assert "# Training" in output, "the summary prints the benchmark"
+    assert "rule benchmark_training" not in output
     results = tmp_path / "results" / "tiny"
     tables = {path.name for path in (results / "tables").glob("*.csv")}
     assert {"training.csv", "ablation.csv"} <= tables
@@ -325,7 +346,7 @@ sweeps: []
 feature_bits:
   - graphs: [digits]
     models: [gcn]
-    epochs: 20
+    epochs: 5
     seeds: 3
     seeds_per_job: 2
     selection_seeds: 2
@@ -357,7 +378,7 @@ def test_feature_bits_go_from_graph_to_report_and_repeat_only_what_changed(tmp_p
     methods = [row["method"] for row in rows]
     assert methods[:2] == ["ABS", "ABS tuned"]
     assert methods[-2:] == ["uniform 1", "uniform 1 tuned"]
-    assert {row["hyperparameters"] for row in rows} == {"published, 20 epochs"}
+    assert {row["hyperparameters"] for row in rows} == {"published, 5 epochs"}
     assert "NaN" not in {row["drop_tuned"] for row in rows}
     figures = {path.stem for path in (results / "figures").glob("*")}
     assert figures == {"boundaries", "bit_search", "bit_front", "bit_drops"}
