@@ -52,7 +52,7 @@ _ONE_PASS = {
     "realize_reads_threshold": 2**20,
     "loop_ordering_after_fusion": False,
 }
-# What compiled kernels are handed to, where their sizes are wanted and not their values.
+# Who gets kernels instead of the compiler, where sizes are wanted and not values.
 _substitutes: list[Callable[[Callable[..., Any], tuple[Any, ...]], Any]] = []
 # Modules of one kernel: one per width, packet and law; a number of rows adds none.
 _MAX_MODULES = 256
@@ -81,15 +81,15 @@ def fuse(
     @torch.no_grad()
     def fused(*arguments: Any) -> Any:
         nonlocal twin
-        aliases = tuple(map(_alias, arguments))
         if _substitutes:
-            return _substitutes[-1](plain, aliases)
+            return _substitutes[-1](plain, arguments)
         from torch._dynamo import config, mark_dynamic
 
         if twin is None:
             config.recompile_limit = max(config.recompile_limit, _MAX_MODULES)
             options: dict[str, Any] = NUMERICS | (_ONE_PASS if one_pass else {})
             twin = torch.compile(plain, fullgraph=True, dynamic=False, options=options)
+        aliases = tuple(map(_alias, arguments))
         named = SimpleNamespace(**dict(zip(names, aliases, strict=True)))
         marks = [(one, d) for get, d in counted for one in _tensors(get(named))]
         if any(tensor.shape[dim] < 2 for tensor, dim in marks):

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeCopyMode,
     FakeTensor,
     FakeTensorMode,
+    UnsupportedOperatorException,
 )
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 
@@ -59,11 +60,13 @@ class Fakes:
     def __init__(self, device: torch.device) -> None:
         """Of a model on that device."""
         self._device = device
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = FakeTensorMode(
+            allow_non_fake_inputs=True, allow_fallback_kernels=False
+        )
 
     def model(self, model: nn.Module) -> nn.Module:
         """A copy of a model whose parameters and buffers are fakes."""
-        with FakeCopyMode(self.mode):
+        with _Copies(self):
             copied = copy.deepcopy(model)
         for parameter in copied.parameters():
             parameter.grad = None
@@ -118,7 +121,8 @@ class Fakes:
                     check_invariants=False,
                 )
             else:
-                meta = torch.sparse_compressed_tensor(
+                make: Any = torch.sparse_compressed_tensor  # whose stub is wrong
+                meta = make(
                     *indices, values, shape, layout=layout, check_invariants=False
                 )
             fake = FakeTensor(self.mode, meta, self._device)
@@ -136,6 +140,34 @@ class Fakes:
             yield
 
 
+class _Copies(TorchFunctionMode):
+    """Copies of tensors are fakes; integers, which a model may count up, are copies."""
+
+    def __init__(self, fakes: Fakes) -> None:
+        super().__init__()
+        self._fakes = fakes
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.clone:  # how a Parameter copies itself
+            return self._copy(args[0])
+        if func is Tensor.__deepcopy__:
+            tensor, known = args
+            if id(tensor) not in known:
+                known[id(tensor)] = self._copy(tensor)
+            return known[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        copied = self._fakes.tensor(tensor)
+        return tensor.detach().clone() if copied is tensor else copied
+
+
 class _Known(TorchDispatchMode):
     """Computes what depends on known integers alone; bounds what does not."""
 
@@ -151,6 +183,8 @@ class _Known(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         tensors = [one for one in tree_leaves((args, kwargs)) if _is_tensor(one)]
         if _is_sparse_factory(func):
             return self._sparse(func, args, kwargs)
@@ -186,12 +220,23 @@ class _Known(TorchDispatchMode):
             raise UnknownValueError(
                 f"{func} needs values that are not known; {_WAY_OUT}"
             ) from error
+        except UnsupportedOperatorException as error:
+            raise UnknownValueError(
+                f"nothing tells the shape of what {func} returns; take the step itself "
+                "with fake=False"
+            ) from error
 
     def _sparse(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = _bind(func, args, kwargs)
         layout = bound.get("layout") or torch.sparse_coo
-        names = ("indices", "crow_indices", "ccol_indices", "compressed_indices")
-        names += ("col_indices", "row_indices", "plain_indices", "values")
+        names: tuple[str, ...] = ("indices", "crow_indices", "ccol_indices")
+        names += (
+            "compressed_indices",
+            "col_indices",
+            "row_indices",
+            "plain_indices",
+            "values",
+        )
         made_of = tuple(bound[name] for name in names if name in bound)
         return self._fakes.compressed(made_of, torch.Size(bound["size"]), layout)
 
@@ -261,16 +306,50 @@ def _nonzero(func: Any, mask: Tensor) -> Tensor:
     return mask.new_empty((mask.numel(), mask.ndim), dtype=torch.int64)
 
 
+def _bincount(
+    func: Any, x: Tensor, weights: Tensor | None = None, minlength: int = 0
+) -> Tensor:
+    if minlength == 0:
+        raise UnknownValueError(f"{func} needs values that are not known; {_WAY_OUT}")
+    dtype = torch.int64 if weights is None else torch.float64
+    return x.new_empty(minlength, dtype=dtype)
+
+
 def _masked_select(func: Any, x: Tensor, mask: Tensor) -> Tensor:
     if isinstance(mask, FakeTensor):
         return x.new_empty(torch.broadcast_shapes(x.shape, mask.shape).numel())
-    return x.new_empty(int(mask.expand(torch.broadcast_shapes(x.shape, mask.shape)).sum()))
+    return x.new_empty(
+        int(mask.expand(torch.broadcast_shapes(x.shape, mask.shape)).sum())
+    )
 
 
 def _product(func: Any, matrix: Tensor, x: Tensor) -> Tensor:
     if matrix.layout == torch.strided or x.layout != torch.strided:
         return func(matrix, x)
     return x.new_empty((matrix.shape[0], x.shape[1]))
+
+
+def _reduction(func: Any, matrix: Tensor, x: Tensor, reduce: str) -> tuple[Tensor, ...]:
+    shape = (matrix.shape[0], x.shape[1])
+    chosen = shape if reduce in ("amax", "amin") else (0,)
+    return x.new_empty(shape), x.new_empty(chosen, dtype=parts(matrix)[1].dtype)
+
+
+def _reduction_gradient(
+    func: Any,
+    matrix: Tensor,
+    gradient: Tensor,
+    x: Tensor,
+    reduce: str,
+    chosen: Tensor,
+    wanted: list[bool],
+) -> tuple[Tensor | None, ...]:
+    if wanted[0]:
+        raise UnknownValueError(
+            "nothing tells the shape of the gradient of a sparse matrix; take the step "
+            "itself with fake=False"
+        )
+    return None, torch.empty_like(x) if wanted[1] else None
 
 
 def _sum_product(
@@ -288,6 +367,9 @@ _SHAPES: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: _sum_product,
     aten.addmm.out: _sum_product,
     aten._sparse_addmm.default: _sum_product,
+    aten._sparse_mm_reduce_impl.default: _reduction,
+    aten._sparse_mm_reduce_impl_backward.default: _reduction_gradient,
+    aten.bincount.default: _bincount,
     aten.index.Tensor: _index,
     aten.index_put.default: _index,
     aten.index_put_.default: _index,

@@ -36,11 +36,12 @@ ALLOCATION_UNIT = 512  # bytes; as training/meters.py counts, which lies further
 class Place(NamedTuple):
     """Where in a model something happens."""
 
-    module: str  # its name; "" for the root, and LOSS
+    module: str  # its name; "" for the root; LOSS or UPDATE
     operation: str
 
 
 LOSS = "(loss)"
+UPDATE = "(optimiser)"
 # Autograd's own code changes in place what nobody else holds, but not where a mode
 # watches: then it makes a new tensor, and lets the old one go right after.
 _IN_PLACE_OTHERWISE = {
@@ -76,15 +77,31 @@ class Block:
 
     Args:
         place: of the operation.
+        phase: when it ran.
         allocated: bytes that the allocator spends on it.
         numel: values of the tensor that showed it first.
         dtype: theirs.
     """
 
     place: Place
+    phase: str
     allocated: int
     numel: int
     dtype: torch.dtype
+
+
+class Change(NamedTuple):
+    """A storage came or went.
+
+    Args:
+        moment: index of the operation that it happens in; its end sees it done.
+        block: the storage.
+        nbytes: more, or fewer if negative, than before.
+    """
+
+    moment: int
+    block: Block
+    nbytes: int
 
 
 def rounded(nbytes: int) -> int:
@@ -106,6 +123,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.moments: list[Moment] = []
+        self.changes: list[Change] = []
         self.phase = "forward"
         self.now = 0  # bytes
         self._blocks: dict[int, tuple[weakref.ref[Any], Block]] = {}
@@ -142,6 +160,7 @@ class LiveBytes(TorchDispatchMode):
             self._older[key] = reference
         self._blocks.clear()
         self.moments.clear()
+        self.changes.clear()
         self._made_at.clear()
         self.now = 0
         return settled
@@ -240,11 +259,12 @@ class LiveBytes(TorchDispatchMode):
                 block = known[1]
                 if size == block.allocated:
                     continue
-                place, self.now = block.place, self.now - block.allocated
+                place = block.place
+                self._change(block, -block.allocated)
             reference = weakref.ref(storage, self._forget(key))
-            block = Block(place, size, tensor.numel(), tensor.dtype)
+            block = Block(place, self.phase, size, tensor.numel(), tensor.dtype)
             self._blocks[key] = (reference, block)
-            self.now += size
+            self._change(block, size)
 
     def _forget(self, key: int) -> Callable[[Any], None]:
         follower = weakref.ref(self)
@@ -256,17 +276,21 @@ class LiveBytes(TorchDispatchMode):
             known = self._blocks.get(key)
             if known is not None and known[0] is reference:
                 del self._blocks[key]
-                self.now -= known[1].allocated
+                self._change(known[1], -known[1].allocated)
             elif self._older.get(key) is reference:
                 del self._older[key]
 
         return forget
 
+    def _change(self, block: Block, nbytes: int) -> None:
+        self.now += nbytes
+        self.changes.append(Change(len(self.moments), block, nbytes))
+
     def _place(self, kernel: str) -> Place:
         if self.phase != "forward":
             node = torch._C._current_autograd_node()
-            number = -1 if node is None else node._sequence_nr()
-            return self._made_at.get(number, Place("", kernel))
+            made = None if node is None else self._made_at.get(node._sequence_nr())
+            return made or Place(UPDATE if self.phase == "update" else "", kernel)
         module = self._modules[-1] if self._modules else ""
         place = Place(module, self._functions.name or kernel)
         # A node is numbered before the operation that it belongs to is run.

@@ -1,7 +1,7 @@
 """One training step as its memory sees it: forward, loss, backward, update.
 
-Two steps are taken, and the second is told: what the first leaves, the state of an
-optimiser and what layers cache, is there before it.
+A step as it is in the midst of a training is told: the state of the optimiser is there,
+and so is what layers cache, which costs a second step.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline_src.compression.memory.live_bytes import (
     Block,
+    Change,
     LiveBytes,
     Moment,
     rounded,
@@ -31,6 +32,7 @@ class StepMemory:
     Args:
         kept: storages that forward and loss made, alive when backward begins.
         moments: all operations, in order.
+        changes: all storages that came or went, in order.
         model: of parameters and buffers.
         data: of the input.
         state: of what a step before left: an optimiser's state, caches.
@@ -38,6 +40,7 @@ class StepMemory:
 
     kept: tuple[Block, ...]
     moments: tuple[Moment, ...]
+    changes: tuple[Change, ...]
     model: int
     data: int
     state: int
@@ -85,39 +88,61 @@ def follow_step(
     loss: Loss = mean_square,
     optimizer: MakeOptimizer | None = None,
 ) -> StepMemory:
-    """Take two steps with a model, and tell what the second one needs.
+    """Take steps with a model, and tell what one in the midst of training needs.
 
     Tensors may be real or fake. The model is changed as a training changes it.
     """
     own = [*model.parameters(), *model.buffers()]
     data = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
     trained = [one for one in model.parameters() if one.requires_grad]
-    update = optimizer(trained) if optimizer is not None and trained else None
     live = LiveBytes(model)
     live.know([*own, *data])
-    kept: tuple[Block, ...] = ()
-    state = 0
     with live:
-        for _ in range(2):
-            state += live.settle()
-            live.phase = "forward"
-            output = model(*args, **kwargs)
-            with live.in_loss():
-                value = loss(output)
-            del output
-            kept = live.blocks(besides=[value])
-            live.phase = "backward"
-            value.backward()
-            del value
-            if update is not None:
-                live.phase = "update"
-                update.step()
-            moments = tuple(live.moments)
-            for tensor in [*own, *data]:
-                tensor.grad = None
-    return StepMemory(
-        kept, moments, _allocated(own), _allocated(data, besides=own), state
-    )
+        update = optimizer(trained) if optimizer is not None and trained else None
+        if update is not None:
+            live.phase = "update"
+            for one in trained:
+                one.grad = torch.zeros_like(one)
+            update.step()  # makes its state
+            _forget_gradients(trained)
+        state = live.settle()
+        step = _step(live, model, args, kwargs, loss, update)
+        _forget_gradients([*own, *data])
+        if (cached := live.settle()) > 0:
+            # Layers have kept something for steps to come: this was no usual step.
+            state += cached
+            step = _step(live, model, args, kwargs, loss, update)
+            _forget_gradients([*own, *data])
+    return StepMemory(*step, _allocated(own), _allocated(data, besides=own), state)
+
+
+def _step(
+    live: LiveBytes,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    loss: Loss,
+    update: torch.optim.Optimizer | None,
+) -> tuple[tuple[Block, ...], tuple[Moment, ...], tuple[Change, ...]]:
+    """Take one step: what was kept for backward, moments, changes."""
+    live.phase = "forward"
+    output = model(*args, **kwargs)
+    with live.in_loss():
+        value = loss(output)
+    del output
+    kept = live.blocks(besides=[value])
+    live.phase = "backward"
+    value.backward()
+    del value
+    if update is not None:
+        live.phase = "update"
+        update.step()
+    return kept, tuple(live.moments), tuple(live.changes)
+
+
+def _forget_gradients(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.grad = None
 
 
 def _allocated(tensors: list[Tensor], besides: Iterable[Tensor] = ()) -> int:
