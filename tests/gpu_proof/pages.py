@@ -1,9 +1,10 @@
-"""The two pages of the documentation that are made of the committed tables.
+"""What is made of the committed tables: two pages of the documentation, and estimates.
 
     python -m tests.gpu_proof.pages
 
-writes docs/explanation/gpu_proof.md and roofline.md. A test compares them with the
-tables, so neither can be left behind.
+writes docs/explanation/gpu_proof.md and roofline.md, and the estimates that `make gpu`
+sets beside what it measures. A test compares them with the tables, so none can be left
+behind.
 """
 
 from dataclasses import dataclass
@@ -53,6 +54,18 @@ def share_of_copy(row: dict[str, str]) -> float:
         moved / device.copied, float(row["instructions_per_value"]) / device.issued
     )
     return needed / device.copied / time
+
+
+def estimates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A row for each case on each of DEVICES."""
+    return [
+        {
+            **{"case": row["case"], "device": row["device"]},
+            "estimated_share": f"{share_of_copy(row):.2f}",
+        }
+        for row in rows
+        if row["device"] in DEVICES
+    ]
 
 
 def roofline(rows: list[dict[str, str]]) -> str:
@@ -251,6 +264,7 @@ def pages() -> dict[Path, str]:
 
 if __name__ == "__main__":
     for path, text in pages().items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
+    table.ESTIMATES.write(estimates(table.KERNELS.read()))
+    print(f"wrote {table.ESTIMATES.path}")

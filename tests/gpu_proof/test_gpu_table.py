@@ -49,7 +49,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
 
 def test_every_figure_has_a_direction():
     described = {name for name, better in table.COLUMNS.items() if better is None}
-    assert described == {"case", "kernel", "device"}
+    assert described == {"case", "kernel", "device", "configuration"}
 
 
 SASS = """
@@ -92,6 +92,8 @@ def test_what_spills_is_passed_over_as_on_a_device(spills, allowed, chosen):
         ("div.full.f32 \t%r1, %r2, %r3;", 1),
         ("div.full.ftz.f32 \t%r1, %r2, %r3;", 1),
         ("rcp.approx.ftz.f32 \t%r1, %r2;", 1),
+        ("sqrt.approx.ftz.f32 \t%r1, %r2;", 1),
+        ("sqrt.rn.f32 \t%r1, %r2;", 0),
         ("div.rn.f32 \t%r1, %r2, %r3;", 0),
         ("mul.f32 \t%r1, %r2, %r3;\n add.f32 \t%r1, %r2, %r3;", 0),
     ],
@@ -151,11 +153,12 @@ def test_a_share_of_copy_bandwidth_is_the_slower_of_bytes_and_instructions():
 
 
 @pytest.mark.skipif(not table.KERNELS.path.exists(), reason="no table is published yet")
-def test_pages_are_made_of_the_committed_tables():
+def test_pages_and_estimates_are_made_of_the_committed_tables():
     for path, text in pages.pages().items():
         assert path.read_text(encoding="utf-8") == text, (
             "python -m tests.gpu_proof.pages"
         )
+    assert table.ESTIMATES.read() == pages.estimates(table.KERNELS.read())
 
 
 def proven_case(name="decompress 2 bits", launches=1, spilling=()):
