@@ -12,7 +12,7 @@ which the layer before keeps in codes, serves in its place.
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pipeline_src.compression.sources import Cast, Source, runs_of
 from pipeline_src.compression.values import Known
 from pipeline_src.quant.first_order import first_order
-from pipeline_src.quant.references import check_unchanged, watch
+from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 if TYPE_CHECKING:
     from pipeline_src.compression.scope import Scope
@@ -50,7 +50,29 @@ class Aggregated:
     """How A x was made, for a weight that comes after."""
 
     x: Origin
-    product: "Product"
+    product: "Map"
+
+
+class Map(Protocol):
+    """A fixed linear map of rows, as the gradient of its output sees it."""
+
+    def transposed(self, gradient: Tensor) -> Tensor:
+        """Gradient of the input, (num_columns, width)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Divided:
+    """A map whose output's rows are divided by numbers, as for a mean."""
+
+    of: Map
+    divisor: Tensor  # (num_rows, 1)
+    watched: tuple[Reference, ...]
+
+    def transposed(self, gradient: Tensor) -> Tensor:
+        """See Map."""
+        check_unchanged(self.watched)
+        return self.of.transposed(gradient / self.divisor)
 
 
 class Product:
@@ -134,7 +156,7 @@ class _Term:
 
     weight: Tensor  # (num_outputs, num_inputs)
     bias: Tensor | None  # (num_outputs,)
-    product: Product | None
+    product: Map | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +176,7 @@ class _Linear(Function):
         ctx: Any,
         x: Tensor,  # (..., num_inputs)
         source: Source,  # of x
-        products: tuple[Product | None, ...],  # of each term
+        products: tuple[Map | None, ...],  # of each term
         output: Known,  # (..., num_outputs)
         *parameters: Tensor | None,  # weight and bias of each term
     ) -> Tensor:
@@ -273,6 +295,27 @@ def add(scope: "Scope", func: Any, one: Any, other: Any, **named: Any) -> Any:
     return func(one, other, **named)
 
 
+def divide(scope: "Scope", func: Any, one: Any, other: Any, **named: Any) -> Any:
+    """Rule for quotients: sums over neighbours by their number are a map as well."""
+    result = func(one, other, **named)
+    known = scope.ledger.known(one) if isinstance(one, Tensor) else None
+    made_by = None if known is None else known.made_by
+    if (
+        isinstance(made_by, Aggregated)
+        and isinstance(other, Tensor)
+        and not other.requires_grad
+        and not named
+        and result.ndim == 2
+        and other.shape in (result.shape, (len(result), 1))
+        and (other.shape[1] == 1 or other.stride(1) == 0)
+    ):
+        divisor = other[:, :1]
+        watched = watch([("a number of neighbours", divisor)])
+        product = Divided(made_by.product, divisor, watched)
+        scope.ledger.of(result).made_by = Aggregated(made_by.x, product)
+    return result
+
+
 def _made_by(scope: "Scope", part: Any) -> _Mapped | None:
     if not isinstance(part, Tensor) or part.layout != torch.strided:
         return None
@@ -341,5 +384,6 @@ RULES: dict[Any, Any] = {
     torch.nn.functional.linear: linear,
     **dict.fromkeys(_SPARSE, sparse_product),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__), add),
+    **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__), divide),
     **dict.fromkeys((Tensor.mm, Tensor.matmul, Tensor.__matmul__), sparse_product),
 }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
 
 from pipeline_src.compression.config import (
     Choice,
@@ -23,6 +24,7 @@ from pipeline_src.compression.config import (
     Keep,
     Offload,
 )
+from pipeline_src.compression.edges import edge_rule
 from pipeline_src.compression.sources import (
     Bits,
     Coded,
@@ -79,6 +81,10 @@ class Scope(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.config = config
+        self.device = next(
+            (one.device for one in [*root.parameters(), *arguments]),
+            torch.device("cpu"),
+        )
         self.ledger = Ledger()
         self.notes: list[Note] = []
         self._rules = rules
@@ -87,6 +93,7 @@ class Scope(TorchFunctionMode):
         self._function: Callable[..., Any] | None = None
         self._seed, self._drawn = seed, 0
         self._waiting: Value | None = None
+        self._is_product = False  # of tensors with a past
         named = [*root.named_parameters(), *root.named_buffers()]
         inputs = [("an input of the model", one) for one in arguments]
         self.residents = Residents([*named, *inputs])
@@ -94,7 +101,7 @@ class Scope(TorchFunctionMode):
 
     # ---- opening and closing -------------------------------------------------------
 
-    def open(self) -> None:
+    def begin(self) -> None:
         """From here on functions are watched."""
         self._entered = nn.modules.module.register_module_forward_pre_hook(self._enter)
         self._left = nn.modules.module.register_module_forward_hook(
@@ -103,7 +110,7 @@ class Scope(TorchFunctionMode):
         self._hooks.__enter__()
         self.__enter__()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Decide what is undecided, and let all tensors go."""
         self.__exit__(None, None, None)
         self._hooks.__exit__(None, None, None)
@@ -116,7 +123,8 @@ class Scope(TorchFunctionMode):
         self._modules.append(module)
 
     def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if self._modules[-1] is module:
+        # The root stays: its output is finished after its forward.
+        if len(self._modules) > 1 and self._modules[-1] is module:
             self._modules.pop()
 
     # ---- functions -----------------------------------------------------------------
@@ -132,12 +140,21 @@ class Scope(TorchFunctionMode):
         outer, self._function = self._function, func
         try:
             if self._is_on_top():
-                rule = self._rules.get(func)
-                if rule is not None:
-                    return rule(self, func, *args, **kwargs)
-            return func(*args, **kwargs)
+                found = edge_rule(self, func, args, kwargs)
+                if found is not NotImplemented:
+                    return found
+            return self.plain(func, *args, **kwargs)
         finally:
             self._function = outer
+
+    def plain(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A function of tensors that are there: by its rule, or as it is."""
+        rule = self._rules.get(func) if self._is_on_top() else None
+        if rule is not None:
+            return rule(self, func, *args, **kwargs)
+        if use_of(func) is Use.LINEAR:
+            self._is_product = _count_with_past((args, kwargs)) > 1
+        return func(*args, **kwargs)
 
     def _is_on_top(self) -> bool:
         """False inside somebody else's hooks, such as those of checkpointing."""
@@ -162,6 +179,22 @@ class Scope(TorchFunctionMode):
     def source(self, tensor: Tensor, nonlinear: bool = False) -> Source:
         """What stands for a tensor that a rule's backward reads row by row."""
         return self._decide(tensor, nonlinear).settled()
+
+    def source_of_its_own(self, tensor: Tensor) -> Source:
+        """As source, with noise that nothing else has.
+
+        For a product of two tensors that both have a past: the gradient of one holds
+        the noise of the other, and may come to where that other is read again.
+        With the same noise the mean of the product would be off by its variance.
+        """
+        choice = self.choice()
+        value = self.ledger.of(tensor)
+        if value.source is not None and value.source.precision is Precision.EXACT:
+            return value.source
+        name = self.residents.name(tensor)
+        if name is not None:
+            return Resident.of(tensor, name)
+        return self.coded(tensor, choice)
 
     def wait(self, tensor: Tensor, settle_later: Callable[[], None]) -> Value:
         """A value for the next rule to decide about; by default, settle_later does."""
@@ -190,15 +223,14 @@ class Scope(TorchFunctionMode):
         name = self._names.get(id(self._modules[-1]), "")
         self.notes.append(Note(name, self._operation(), nbytes, reason))
 
-    def keep_exact(self, tensor: Tensor) -> None:
-        """Autograd will keep the tensor as it is."""
+    def exact(self, tensor: Tensor) -> Source:
+        """The tensor as it is."""
         value = self.ledger.of(tensor).fit_for(Precision.EXACT)
         if value.is_open:
-            value.settle(Resident.of(tensor, self._operation(), is_own=True))
-
-    def nonlinear(self, tensor: Tensor) -> None:
-        """Autograd will keep the tensor for a gradient that is not linear in it."""
-        self._decide(tensor, nonlinear=True)
+            name = self.residents.name(tensor)
+            own = self._operation()
+            value.settle(Resident.of(tensor, name or own, is_own=name is None))
+        return value.settled()
 
     def _operation(self) -> str:
         function = self._function
@@ -235,6 +267,8 @@ class Scope(TorchFunctionMode):
             return _Saved(Value(Bits.of(tensor > 0)), sign=True)
         needed = max(_NEEDED[use], _precision_of(choice))
         value = self.ledger.of(tensor).fit_for(needed)
+        if use is Use.LINEAR and self._is_product and not value.is_exact:
+            value = Value()  # see source_of_its_own
         if value.is_open:
             self._decide_saved(tensor, value, use, choice)
         return _Saved(value, sign=False)
@@ -264,6 +298,14 @@ class Scope(TorchFunctionMode):
             value.settle(Resident.of(tensor, name, is_own=True))
         else:
             value.settle(self.coded(tensor, choice))
+
+
+def _count_with_past(arguments: Any) -> int:
+    """Tensors whose gradient goes on to what they were made of."""
+    return sum(
+        isinstance(one, Tensor) and one.requires_grad and not one.is_leaf
+        for one in tree_flatten(arguments)[0]
+    )
 
 
 def _precision_of(choice: Choice) -> Precision:
