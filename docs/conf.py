@@ -34,7 +34,10 @@ python_use_unqualified_type_names = True
 # Types of other projects, whose documentation is not fetched.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|np|numpy|pd|pandas|xr|xarray|collections|pathlib|os)\b.*"),
-    ("py:.*", r"(Tensor|Path|PathLike|Callable|Iterable|Mapping|FilePath|optional)"),
+    (
+        "py:.*",
+        r"(Tensor|Loss|MakeOptimizer|StepMemory|Note|Row|Path|PathLike|Callable|Iterable|Mapping|FilePath|optional)",
+    ),
     # Ours that are no public names.
     (
         "py:.*",

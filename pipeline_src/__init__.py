@@ -21,6 +21,10 @@ if TYPE_CHECKING:
         Offload as Offload,
         Part as Part,
     )
+    from pipeline_src.compression.memory.report import (
+        MemoryReport as MemoryReport,
+        memory_report as memory_report,
+    )
     from pipeline_src.gnn.aggregation import (
         Aggregation as Aggregation,
         gcn_aggregation as gcn_aggregation,
@@ -95,6 +99,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "compression.attachment": ("compress", "decompress"),
     "compression.config": ("Codes", "CompressionConfig", "Keep", "Offload", "Part"),
+    "compression.memory.report": ("MemoryReport", "memory_report"),
     "gnn.aggregation": ("Aggregation", "gcn_aggregation", "mean_aggregation"),
     "gnn.feature_bits": ("FeatureBits",),
     "gnn.models": ("GraphNetwork",),

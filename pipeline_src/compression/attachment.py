@@ -115,11 +115,9 @@ def decompress(model: Model) -> Model:
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in hooks.items() if _owner(hook) is attachment]:
             del hooks[key]
-    model._forward_pre_hooks_with_kwargs = {
-        key: True
-        for key in model._forward_pre_hooks_with_kwargs
-        if key in model._forward_pre_hooks
-    }
+    with_kwargs = model._forward_pre_hooks_with_kwargs
+    for key in [key for key in with_kwargs if key not in model._forward_pre_hooks]:
+        del with_kwargs[key]
     for handle in attachment.handles:
         handle.remove()
     return model

@@ -26,6 +26,7 @@ of Inductor's says "wrap", so the flag travels with one that it hands on as text
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,8 @@ _ONE_PASS = {
     "realize_reads_threshold": 2**20,
     "loop_ordering_after_fusion": False,
 }
+# Who gets kernels instead of the compiler, where sizes are wanted and not values.
+_substitutes: list[Callable[[Callable[..., Any], tuple[Any, ...]], Any]] = []
 # Modules of one kernel: one per width, packet and law; a number of rows adds none.
 _MAX_MODULES = 256
 
@@ -78,6 +81,8 @@ def fuse(
     @torch.no_grad()
     def fused(*arguments: Any) -> Any:
         nonlocal twin
+        if _substitutes:
+            return _substitutes[-1](plain, arguments)
         from torch._dynamo import config, mark_dynamic
 
         if twin is None:
@@ -94,6 +99,22 @@ def fuse(
         return twin(*aliases)
 
     return fused
+
+
+@contextmanager
+def instead_of_compiled(
+    run: Callable[[Callable[..., Any], tuple[Any, ...]], Any],
+) -> Iterator[None]:
+    """Hand plain kernels and their arguments to run, wherever compiled ones were due.
+
+    For whoever follows what is allocated: a compiled kernel allocates its results and
+    little else, and no mode sees what it does.
+    """
+    _substitutes.append(run)
+    try:
+        yield
+    finally:
+        _substitutes.pop()
 
 
 def _alias(argument: Any) -> Any:

@@ -372,3 +372,11 @@ def test_compiling_a_compressed_model_is_refused():
         compiled(rows())
     torch.compiler.reset()
     model(rows()).sum().backward()
+
+
+def test_hooks_can_be_registered_once_it_is_undone():
+    model = decompress(compress(mlp()))
+    seen = []
+    model.register_forward_pre_hook(lambda *given: seen.append(given))
+    model(rows())
+    assert len(seen) == 1

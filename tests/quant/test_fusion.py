@@ -14,6 +14,7 @@ from pipeline_src.quant.fusion import (
     NUMERICS,
     fuse,
     fusion_pays,
+    instead_of_compiled,
     resolve_compile,
 )
 
@@ -240,3 +241,21 @@ def test_what_is_asked_ahead_is_what_the_compiler_will_want():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "1\n", done.stderr
+
+
+def test_kernels_can_be_handed_to_somebody_else():
+    """Within the context the compiler gets none of them, and after it all again."""
+    kernel = fuse(lambda x: x + 1, rows={"x": 0})
+    x, seen = torch.zeros(4, 2), []
+
+    def run(plain, arguments):
+        seen.append(arguments)
+        return plain(*arguments)
+
+    with instead_of_compiled(run):
+        assert torch.equal(kernel(x), x + 1)
+    assert len(seen) == 1
+    with pytest.raises(ZeroDivisionError), instead_of_compiled(run):
+        _ = 1 / 0
+    assert torch.equal(kernel(x), x + 1)
+    assert len(seen) == 1

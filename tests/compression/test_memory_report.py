@@ -1,0 +1,168 @@
+"""What a memory report says, and to whom."""
+
+import copy
+
+import pytest
+import torch
+import torch_geometric.nn as pyg
+from torch import nn
+
+from pipeline_src.compression.attachment import attachment_of, compress
+from pipeline_src.compression.config import CompressionConfig, Keep, Part
+from pipeline_src.compression.memory.page import Table, html, short, size, text
+from pipeline_src.compression.memory.report import SIZES, memory_report
+from pipeline_src.compression.memory.timeline import GRADIENTS
+from pipeline_src.training.meters import allocated_bytes
+
+NODES, EDGES, FEATURES, HIDDEN, CLASSES = 300, 1_500, 16, 32, 5
+WIDE = (2_449_029, 123_718_280)  # nodes and edges of ogbn-products
+
+
+def sage():
+    torch.manual_seed(0)
+    return pyg.GraphSAGE(FEATURES, HIDDEN, 2, CLASSES, 0.5, norm="batch")
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    edges = torch.randint(NODES, (2, EDGES), generator=generator)
+    return torch.randn(NODES, FEATURES, generator=generator), edges
+
+
+@pytest.fixture(scope="module")
+def report():
+    return memory_report(sage(), *inputs(), fake=False)
+
+
+def test_rows_add_up_to_what_is_saved(report):
+    assert sum(row.before for row in report.rows()) == report.before.saved
+    assert sum(row.after for row in report.rows()) == report.after.saved
+
+
+def test_compress_keeps_less(report):
+    assert report.after.saved < report.before.saved / 4
+    assert report.after.resident == report.before.resident
+
+
+def test_bits_are_those_of_the_type(report):
+    """FP32 nodes features: 32 bits a value, where rounding up is small."""
+    (row,) = [row for row in report.rows() if row.operation == "batch_norm"]
+    (relu,) = [row for row in report.rows() if row.operation == "relu"]
+    assert relu.elements == NODES * HIDDEN
+    assert relu.before == 4 * relu.elements
+    assert row.module == "norms.0.module"
+
+
+@pytest.mark.parametrize("fake", [True, False])
+def test_a_compressed_model_gives_the_same_report(report, fake):
+    """Which of the two the user has makes no difference, nor do fakes."""
+    model = compress(sage())
+    found = memory_report(model, *inputs(), fake=fake)
+    for one, other in ((found.before, report.before), (found.after, report.after)):
+        for name in ("saved", "peak", "model", "data", "state"):
+            assert getattr(one, name) == getattr(other, name), name
+    assert found.rows() == report.rows()
+    assert attachment_of(model) is not None
+
+
+def test_the_config_is_that_of_compress(report):
+    eight = memory_report(sage(), *inputs(), config=CompressionConfig(bits=8))
+    assert eight.before.saved == report.before.saved
+    assert report.after.saved < eight.after.saved < report.before.saved
+
+
+def test_what_is_left_alone_is_listed_with_its_reason():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Softplus(), nn.Linear(64, 64))
+    config = CompressionConfig(choices=((Part(operation="softplus"), Keep()),))
+    found = memory_report(model, torch.randn(500, 64), config=config)
+    assert [(note.operation, note.nbytes) for note in found.notes] == [
+        ("softplus", 500 * 64 * 4)
+    ]
+    assert "asked to be kept" in str(found)
+
+
+def test_it_fits_where_what_is_needed_is_there(report):
+    for step in (report.before, report.after):
+        assert step.needed == step.peak + step.model + step.data + step.state
+    assert report.fits() == dict.fromkeys(SIZES, (True, True))
+
+
+def test_a_graph_larger_than_this_machine_takes_shapes_alone():
+    nodes, edges = WIDE
+    x = torch.empty(nodes, FEATURES, device="meta")
+    index = torch.empty(2, edges, dtype=torch.int64, device="meta")
+    model = pyg.SAGEConv(FEATURES, 4)
+    found = memory_report(model, x, index, config=CompressionConfig(min_numel=2**40))
+    messages = edges * FEATURES * 4
+    sizes = (nodes * FEATURES * 4, edges * 16)
+    assert found.before.data == sum(map(allocated_bytes, sizes))
+    assert found.before.peak > messages
+    assert found.fits()[8] == (False, False)
+
+
+def test_lines_are_at_most_a_hundred_columns(report):
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any(line.startswith("fits in 8 GiB") for line in lines)
+    for name in ("saved", "step peak", "resident"):
+        assert any(line.startswith(name) for line in lines)
+
+
+def test_notebooks_get_a_table(report):
+    found = report._repr_html_()
+    assert found.count("<table>") == found.count("</table>") >= 2
+    assert "norms.0.module" in found
+
+
+def test_names_are_no_markup():
+    found = html("<b>", [Table("&", [["<i>", "n"], ["<u>", "1"]], names=1)])
+    assert not {"<b>", "<i>", "<u>"} & {found[i : i + 3] for i in range(len(found))}
+
+
+def test_columns_are_aligned():
+    rows = [["name", "n"], ["a", "1"], ["bc", "100"]]
+    assert text("T", [Table("x", rows, names=1)]).splitlines() == [
+        *("T", "", "x:", ""),
+        *("name    n", "----  ---", "a       1", "bc    100"),
+    ]
+    assert short("a" * 50).endswith("a")
+    assert len(short("a" * 50)) == 34
+    assert size(2**20) == "1.00 MiB"
+
+
+def test_the_timeline_reaches_the_peak(report):
+    for method, step in (("eager", report.before), ("compress", report.after)):
+        heights = {}
+        for row in report.timeline():
+            if row["method"] == method:
+                nbytes = heights.get(row["index"], 0) + row["nbytes"]
+                heights[row["index"]] = nbytes
+        assert max(heights.values()) == step.peak
+
+
+def test_autograd_lets_go_what_it_has_used(report):
+    """At the end of backward gradients are alone, and the loss is."""
+    rows = [row for row in report.timeline() if row["method"] == "eager"]
+    end = max(row["index"] for row in rows if row["phase"] == "backward")
+    makers = {row["made_by"] for row in rows if row["index"] == end}
+    assert makers == {GRADIENTS, "mean"}
+
+
+def test_nothing_is_touched():
+    model, given = sage(), inputs()
+    before = copy.deepcopy(model.state_dict())
+    memory_report(model, *given)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert attachment_of(model) is None
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_refusals_say_what_to_do():
+    with pytest.raises(ValueError, match=r"call model\.train\(\) before"):
+        memory_report(sage().eval(), *inputs())
+    with pytest.raises(ValueError, match="or leave config out"):
+        memory_report(compress(sage()), *inputs(), config=CompressionConfig())
+    frozen = sage().requires_grad_(requires_grad=False)
+    with pytest.raises(ValueError, match="give a loss"):
+        memory_report(frozen, *inputs())
