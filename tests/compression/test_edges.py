@@ -175,3 +175,42 @@ def test_an_index_that_was_changed_is_refused():
     senders[0] += 1
     with pytest.raises(RuntimeError, match="an index of edges"):
         loss.backward()
+
+
+class Attention(nn.Module):
+    """Scores from features, and features weighed by scores: a product with a past."""
+
+    def __init__(self, over_edges):
+        super().__init__()
+        self.over_edges = over_edges
+        self.first = nn.Linear(WIDTH, 16)
+        self.score = nn.Parameter(torch.randn(16))
+
+    def forward(self, x):
+        hidden = self.first(x)
+        scores = (hidden * self.score).sum(-1, keepdim=True)
+        if not self.over_edges:
+            return hidden * scores
+        return summed(hidden[SENDERS] * scores[SENDERS], RECEIVERS)
+
+
+@pytest.mark.parametrize("over_edges", [False, True])
+def test_a_product_of_two_with_a_past_has_noise_of_its_own(over_edges):
+    """The gradient of the scores' weights multiplies hidden values twice."""
+    draws = 200
+    torch.manual_seed(0)
+    module = Attention(over_edges)
+    x = torch.randn(NODES, WIDTH)
+
+    def gradient():
+        module.zero_grad()
+        output = module(x)
+        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        return module.score.grad.clone()
+
+    truth = gradient()
+    compress(module, CompressionConfig(bits=2, min_numel=1))
+    found = torch.stack([gradient() for _ in range(draws)])
+    error = (found.mean(dim=0) - truth) / (found.std(dim=0) / draws**0.5)
+    # 16 standard errors; the mean square of normal ones has a spread of sqrt(2 / 16).
+    assert float(error.square().mean()) < 1 + 5 * (2 / 16) ** 0.5
