@@ -16,7 +16,7 @@ is known to be large, kernel_scratch.py counts it.
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -131,7 +131,8 @@ class LiveBytes(TorchDispatchMode):
         self._model = model
         self._names = {id(module): name for name, module in model.named_modules()}
         self._modules: list[str] = []
-        self._functions = _Outermost()
+        self._functions = _Outermost(lambda name: self._numbered(self._here(name)))
+        self._numbers = torch._C._autograd._get_sequence_nr()
         self._made_at: dict[int, Place] = {}  # by autograd's number
         self._handles: list[Any] = []
         self._is_in_kernel = False
@@ -164,6 +165,17 @@ class LiveBytes(TorchDispatchMode):
         self._made_at.clear()
         self.now = 0
         return settled
+
+    def belongs_to_loss(self, tensors: Iterable[Tensor]) -> None:
+        """Say so of what a model returned."""
+        for tensor in tensors:
+            for storage in storages(tensor):
+                if (known := self._blocks.get(storage._cdata)) is not None:
+                    reference, block = known
+                    self._change(block, -block.allocated)
+                    block = replace(block, place=Place(LOSS, "output"))
+                    self._blocks[storage._cdata] = (reference, block)
+                    self._change(block, block.allocated)
 
     def in_loss(self) -> "_Outermost":
         """A context in which functions are those of the loss."""
@@ -289,21 +301,33 @@ class LiveBytes(TorchDispatchMode):
     def _place(self, kernel: str) -> Place:
         if self.phase != "forward":
             node = torch._C._current_autograd_node()
-            made = None if node is None else self._made_at.get(node._sequence_nr())
-            return made or Place(UPDATE if self.phase == "update" else "", kernel)
-        module = self._modules[-1] if self._modules else ""
-        place = Place(module, self._functions.name or kernel)
+            if node is None:
+                return Place(UPDATE if self.phase == "update" else "", kernel)
+            known = self._made_at.get(node._sequence_nr())
+            return known or Place("", node.name())
+        place = self._here(self._functions.name or kernel)
         # A node is numbered before the operation that it belongs to is run.
-        self._made_at[torch._C._autograd._get_sequence_nr() - 1] = place
+        self._numbered(place)
         return place
+
+    def _here(self, operation: str) -> Place:
+        return Place(self._modules[-1] if self._modules else "", operation)
+
+    def _numbered(self, place: Place) -> None:
+        """Nodes that were made since this was asked last belong to a place."""
+        end = torch._C._autograd._get_sequence_nr()
+        for number in range(self._numbers, end):
+            self._made_at[number] = place
+        self._numbers = end
 
 
 class _Outermost(TorchFunctionMode):
     """Knows which function of torch the model has called."""
 
-    def __init__(self) -> None:
+    def __init__(self, leave: Callable[[str], None]) -> None:
         super().__init__()
         self.name: str | None = None
+        self._leave = leave
 
     def __torch_function__(
         self,
@@ -317,6 +341,8 @@ class _Outermost(TorchFunctionMode):
         try:
             return func(*args, **(kwargs or {}))
         finally:
+            if outer is None:
+                self._leave(self.name)
             self.name = outer
 
 

@@ -129,7 +129,9 @@ def _step(
     output = model(*args, **kwargs)
     with live.in_loss():
         value = loss(output)
-    del output
+    outputs = [one for one in tree_leaves(output) if isinstance(one, Tensor)]
+    live.belongs_to_loss(outputs)  # if anything keeps it, the loss does
+    del output, outputs
     kept = live.blocks(besides=[value])
     live.phase = "backward"
     value.backward()

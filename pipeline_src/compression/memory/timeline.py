@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from pipeline_src.compression.memory.live_bytes import Block
+from pipeline_src.compression.memory.live_bytes import UPDATE, Block, Place
 from pipeline_src.compression.memory.step import StepMemory
 
 GRADIENTS = "gradients"  # and whatever else backward and update make
@@ -39,7 +39,9 @@ def timeline(step: StepMemory) -> list[Stretch]:
         while change is not None and change.moment <= index:
             now[_maker(change.block)] += change.nbytes
             change = next(changes, None)
-        key = (moment.place, moment.phase)
+        # An update is one stretch, whatever an optimiser does for each parameter.
+        place = Place(UPDATE, "") if moment.phase == "update" else moment.place
+        key = (place, moment.phase)
         if key == last and moment.peak <= highest:
             continue
         alive = {name: size for name, size in now.items() if size > 0}
@@ -47,7 +49,7 @@ def timeline(step: StepMemory) -> list[Stretch]:
             alive[SCRATCH] = inside
         if key == last:
             stretches.pop()
-        stretches.append(Stretch(*moment.place, moment.phase, alive))
+        stretches.append(Stretch(*place, moment.phase, alive))
         last, highest = key, moment.peak
     return stretches
 
