@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from pipeline_src.compression import dropping, linear, rectifying
 from pipeline_src.compression.config import CompressionConfig
-from pipeline_src.compression.edges import Rows, materialize
-from pipeline_src.compression.scope import Note, Scope
+from pipeline_src.compression.edges.rows import Rows, materialize
+from pipeline_src.compression.keeper import Keeper, Note
+from pipeline_src.compression.rules import dropping, linear, rectifying
+from pipeline_src.compression.scope import Scope
 
 _RULES: dict[Any, Any] = {**linear.RULES, **rectifying.RULES, **dropping.RULES}
 Model = TypeVar("Model", bound=nn.Module)
@@ -47,7 +48,7 @@ class Attachment:
         tensors = [one for one in tree_flatten((args, kwargs))[0] if _is_tensor(one)]
         seed = self.config.seed * 7_368_787 + self.steps
         self.steps += 1
-        scope = Scope(model, self.config, seed, tensors, _RULES)
+        scope = Scope(Keeper(model, self.config, seed, tensors, _RULES))
         self._scopes.append(scope)
         scope.begin()
 
@@ -60,7 +61,7 @@ class Attachment:
             return tree_map_only(Rows, materialize, output)
         finally:
             scope.end()
-            self.notes = scope.notes
+            self.notes = scope.keeper.notes
 
     def __getstate__(self) -> dict[str, Any]:
         """Scopes belong to the process, and handles to the model they were made for."""

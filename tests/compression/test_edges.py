@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline_src.compression import edges as edges_module
-from pipeline_src.compression import reducing
 from pipeline_src.compression.attachment import compress
 from pipeline_src.compression.config import CompressionConfig
-from pipeline_src.compression.edges import Rows
-from pipeline_src.compression.receivers import Receivers, receivers_of
+from pipeline_src.compression.edges import reducing
+from pipeline_src.compression.edges import rows as edges_module
+from pipeline_src.compression.edges.receivers import Receivers, receivers_of
+from pipeline_src.compression.edges.rows import Rows
 from pipeline_src.training.meters import measure_memory
 
 NODES, EDGES, WIDTH = 50, 400, 8
@@ -205,7 +205,9 @@ def test_a_product_of_two_with_a_past_has_noise_of_its_own(over_edges):
     def gradient():
         module.zero_grad()
         output = module(x)
-        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        (
+            output * torch.linspace(-1, 1, output.numel()).view_as(output)
+        ).sum().backward()
         return module.score.grad.clone()
 
     truth = gradient()

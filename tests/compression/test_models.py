@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline_src.compression import edges as edges_module
-from pipeline_src.compression import reducing
 from pipeline_src.compression.attachment import compress
 from pipeline_src.compression.config import CompressionConfig
+from pipeline_src.compression.edges import reducing
+from pipeline_src.compression.edges import rows as edges_module
 from tests.compression.zoo import (
     EDGES_ONLY,
     HIDDEN,

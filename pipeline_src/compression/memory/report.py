@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline_src.compression.attachment import attachment_of, compress, decompress
 from pipeline_src.compression.config import CompressionConfig
+from pipeline_src.compression.keeper import Note
 from pipeline_src.compression.memory.fakes import Fakes
 from pipeline_src.compression.memory.page import Table, html, short, size, text
 from pipeline_src.compression.memory.step import (
@@ -24,7 +25,6 @@ from pipeline_src.compression.memory.step import (
     mean_square,
 )
 from pipeline_src.compression.memory.timeline import timeline
-from pipeline_src.compression.scope import Note
 
 SIZES = (8, 16, 24, 80)  # GiB of devices
 _KEPT = "Kept for backward, by what made it (codes count where they are made)"

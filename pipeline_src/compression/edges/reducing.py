@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from pipeline_src.compression.messages import (
+from pipeline_src.compression.edges.messages import (
     Expression,
     Leaf,
     Mask,
@@ -21,7 +21,7 @@ from pipeline_src.compression.messages import (
     leaves,
     without_tensors,
 )
-from pipeline_src.compression.receivers import Receivers
+from pipeline_src.compression.edges.receivers import Receivers
 from pipeline_src.compression.sources import Source, whole
 from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.references import check_unchanged, watch

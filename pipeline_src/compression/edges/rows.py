@@ -8,15 +8,14 @@ An expression that shrinks to a few values an edge, such as a score of two wide 
 is made at once: softmax reads it three times.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
-from pipeline_src.compression.linear import Aggregated, Origin
-from pipeline_src.compression.messages import (
+from pipeline_src.compression.edges.messages import (
     JOINS,
     MAPS,
     PRODUCTS,
@@ -29,11 +28,15 @@ from pipeline_src.compression.messages import (
     leaves,
     needs,
 )
-from pipeline_src.compression.receivers import receivers_of
-from pipeline_src.compression.reducing import EdgeProduct, Evaluate, Plan, sources_of
-
-if TYPE_CHECKING:
-    from pipeline_src.compression.scope import Scope
+from pipeline_src.compression.edges.receivers import receivers_of
+from pipeline_src.compression.edges.reducing import (
+    EdgeProduct,
+    Evaluate,
+    Plan,
+    sources_of,
+)
+from pipeline_src.compression.keeper import Keeper
+from pipeline_src.compression.rules.linear import Aggregated, Origin
 
 # Fewer values than this are gathered as they are.
 MIN_EDGE_VALUES = 2**16
@@ -46,7 +49,7 @@ class Rows(Tensor):
 
     expression: Expression
     row_numel: int  # values of the widest row that the expression makes
-    scope: "Scope"
+    keeper: Keeper
 
     @staticmethod
     def __new__(
@@ -55,13 +58,13 @@ class Rows(Tensor):
         shape: torch.Size,  # (num_edges, ...)
         dtype: torch.dtype,
         row_numel: int,
-        scope: "Scope",
+        keeper: Keeper,
     ) -> "Rows":
         """Of an expression whose widest row so far has so many values."""
         self: Rows = torch.Tensor._make_wrapper_subclass(
-            cls, shape, dtype=dtype, device=scope.device
+            cls, shape, dtype=dtype, device=keeper.device
         )
-        self.expression, self.scope = expression, scope
+        self.expression, self.keeper = expression, keeper
         self.row_numel = max(row_numel, shape[1:].numel())
         return self
 
@@ -105,25 +108,25 @@ def materialize(rows: Rows) -> Tensor:
     """The tensor of all edges, as PyTorch would have made it."""
     plan = Plan.of(rows.expression, rows.row_numel, len(rows))
     output = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-    return _evaluated(rows.scope, plan, output)
+    return _evaluated(rows.keeper, plan, output)
 
 
-def _evaluated(scope: "Scope", plan: Plan, output: Tensor) -> Tensor:
+def _evaluated(keeper: Keeper, plan: Plan, output: Tensor) -> Tensor:
     tensors = [leaf.tensor for leaf in plan.leaves]
     asked, is_trained = needs(plan.expression)
     if not (torch.is_grad_enabled() and is_trained):
         with torch.no_grad():
             return Evaluate.apply(plan, output, (None,) * len(tensors), *tensors)
-    sources = sources_of(plan, asked, scope.source_of_its_own, scope.exact)
+    sources = sources_of(plan, asked, keeper.source_of_its_own, keeper.exact)
     return Evaluate.apply(plan, output, sources, *tensors)
 
 
-def edge_rule(scope: "Scope", func: Any, args: Any, kwargs: Any) -> Any:
+def edge_rule(keeper: Keeper, func: Any, args: Any, kwargs: Any) -> Any:
     """The result of a function that has to do with edges, or NotImplemented."""
     if func in _GATHERS:
-        return _gather(scope, *args, **kwargs)
+        return _gather(keeper, *args, **kwargs)
     if func is Tensor.__getitem__ and isinstance(args[1], Tensor):
-        return _gather(scope, args[0], 0, args[1])
+        return _gather(keeper, args[0], 0, args[1])
     if not _any_rows((args, kwargs)):
         return NotImplemented
     if func in _QUESTIONS:
@@ -139,17 +142,17 @@ def edge_rule(scope: "Scope", func: Any, args: Any, kwargs: Any) -> Any:
     if func is Tensor.expand_as and not isinstance(args[0], Rows):
         return args[0].expand(args[1].shape)
     if func in _SCATTERS:
-        found = _scatter(scope, func, *args, **kwargs)
+        found = _scatter(keeper, func, *args, **kwargs)
         if found is not NotImplemented:
             return found
     if func is functional.dropout:
-        return _dropout(scope, *args, **kwargs)
+        return _dropout(keeper, *args, **kwargs)
     if func in ROW_BY_ROW:
-        found = _extend(scope, func, args, kwargs)
+        found = _extend(keeper, func, args, kwargs)
         if found is not NotImplemented:
             return found
     args, kwargs = tree_map_only(Rows, materialize, (args, kwargs))
-    return scope.plain(func, *args, **kwargs)
+    return keeper.plain(func, *args, **kwargs)
 
 
 _REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
@@ -165,7 +168,7 @@ def _any_rows(values: Any) -> bool:
     return isinstance(values, dict) and any(map(_any_rows, values.values()))
 
 
-def _gather(scope: "Scope", input: Any, dim: Any, index: Any) -> Any:
+def _gather(keeper: Keeper, input: Any, dim: Any, index: Any) -> Any:
     if (
         type(input) is Rows
         or not isinstance(input, Tensor)
@@ -182,7 +185,7 @@ def _gather(scope: "Scope", input: Any, dim: Any, index: Any) -> Any:
         return NotImplemented
     leaf = Leaf(input, index)
     shape = torch.Size((len(index), *input.shape[1:]))
-    return Rows(leaf, shape, input.dtype, leaf.row_numel, scope)
+    return Rows(leaf, shape, input.dtype, leaf.row_numel, keeper)
 
 
 def _expression_of(value: Any, num_edges: int) -> Any:
@@ -197,7 +200,7 @@ def _expression_of(value: Any, num_edges: int) -> Any:
     return Leaf(value, is_whole=True)
 
 
-def _extend(scope: "Scope", func: Any, args: Any, kwargs: Any) -> Any:
+def _extend(keeper: Keeper, func: Any, args: Any, kwargs: Any) -> Any:
     """The function of rows as rows, if it treats each edge by itself."""
     found: list[Rows] = []
     tree_map_only(Rows, found.append, (args, kwargs))
@@ -240,7 +243,7 @@ def _extend(scope: "Scope", func: Any, args: Any, kwargs: Any) -> Any:
     result = shapes[0]
     shape = torch.Size((num_edges, *result.shape[1:]))
     widest = max(one.row_numel for one in found)
-    rows = Rows(call, shape, result.dtype, widest, scope)
+    rows = Rows(call, shape, result.dtype, widest, keeper)
     shrunk = shape[1:].numel() * _SHRINKS <= max(one.shape[1:].numel() for one in found)
     if func in REDUCTIONS and shrunk:
         return materialize(rows)
@@ -294,7 +297,7 @@ def _maps_rows(func: Any, args: Any) -> bool:
 
 
 def _dropout(
-    scope: "Scope",
+    keeper: Keeper,
     input: Any,
     p: float = 0.5,
     training: bool = True,
@@ -304,7 +307,9 @@ def _dropout(
     if not training or p == 0.0:
         return input
     if not 0.0 < p < 1.0 or inplace:
-        return scope.plain(functional.dropout, materialize(input), p, training, inplace)
+        return keeper.plain(
+            functional.dropout, materialize(input), p, training, inplace
+        )
     if input.device.type == "cuda":
         ones = torch.ones(input.shape, dtype=input.dtype, device=input.device)
         _, kept = torch.native_dropout(ones, p, True)
@@ -315,11 +320,11 @@ def _dropout(
         factor = float(torch.ones((), dtype=input.dtype).div_(1 - p))
     mask = Mask.of(kept, factor, input.dtype)
     call = Call(torch.mul, (input.expression, mask), {})
-    return Rows(call, input.shape, input.dtype, input.row_numel, scope)
+    return Rows(call, input.shape, input.dtype, input.row_numel, keeper)
 
 
 def _scatter(
-    scope: "Scope",
+    keeper: Keeper,
     func: Any,
     output: Any,
     dim: Any,
@@ -356,16 +361,16 @@ def _scatter(
         index = index[(slice(None), *(0,) * (index.ndim - 1))]
     receivers = receivers_of(index, len(output))
     plan = Plan.of(source.expression, source.row_numel, len(source), receivers, reduce)
-    result = _evaluated(scope, plan, output)
+    result = _evaluated(keeper, plan, output)
     place = _mapped_leaf(plan)
     if place is not None and reduce == "sum" and result.ndim == 2:
         sources = [
-            None if n == place else scope.exact(leaf.tensor)
+            None if n == place else keeper.exact(leaf.tensor)
             for n, leaf in enumerate(plan.leaves)
         ]
         product = EdgeProduct(plan, tuple(sources), place)
         made_by = Aggregated(Origin(plan.leaves[place].tensor), product)
-        scope.ledger.of(result).made_by = made_by
+        keeper.ledger.of(result).made_by = made_by
     return result
 
 
