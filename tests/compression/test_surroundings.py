@@ -2,21 +2,25 @@
 
 import copy
 
+import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch import nn
 from torch.nn import functional
 from torch_geometric import EdgeIndex
+from torch_geometric.data import Data
 from torch_geometric.nn import to_hetero
 
 from pipeline_src.compression.attachment import compress
 from pipeline_src.compression.config import CompressionConfig
+from pipeline_src.training.meters import measure_memory
 from tests.compression.zoo import (
     CLASSES,
     FEATURES,
     HIDDEN,
     MODELS,
     NODES,
+    adjacency,
     edges,
     features,
     labels,
@@ -193,3 +197,38 @@ def test_a_short_training_is_as_good():
     spread = (exact * (1 - exact) / NODES + coded * (1 - coded) / NODES) ** 0.5
     assert exact > 0.7
     assert exact - coded <= 6 * max(spread, 0.5 / NODES)
+
+
+@pytest.mark.parametrize("graph", ["edges", "matrix"])
+def test_data_in_an_object_is_as_resident_as_an_argument(graph):
+    """Codes of the features would cost bytes, and noise in the first layer."""
+
+    class TakesData(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = MODELS["sage"]()
+
+        def forward(self, data):
+            return self.inner(data.x, data.where)
+
+    class MakesItsOwn(TakesData):
+        def forward(self, data):
+            return self.inner(functional.dropout(data.x, 0.2), data.where)
+
+    where = edges() if graph == "edges" else adjacency()
+    data = Data(x=features(), where=where)
+    kept = {}
+    for kind in (TakesData, MakesItsOwn):
+        torch.manual_seed(4)
+        model = compress(kind(), TWO_BITS)
+        model(data)
+        loss, use = measure_memory(lambda m=model: m(data), torch.device("cpu"))
+        kept[kind] = use.held
+        loss.square().sum().backward()
+    torch.manual_seed(4)
+    inner = compress(MODELS["sage"](), TWO_BITS)
+    inner(features(), where)
+    x = features()
+    _, use = measure_memory(lambda: inner(x, where), torch.device("cpu"))
+    assert kept[TakesData] == use.held
+    assert kept[MakesItsOwn] > use.held, "what forward makes is kept as codes"
