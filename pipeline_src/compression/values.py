@@ -48,6 +48,11 @@ class Value:
         """True where nobody has decided, or put off deciding."""
         return self.source is None and self.waiting is None
 
+    @property
+    def is_exact(self) -> bool:
+        """True where noise is no question."""
+        return not self.is_open and self.precision is Precision.EXACT
+
     def settled(self) -> Source:
         """Its source; decides by default if nobody did."""
         if self.source is None:

@@ -17,6 +17,7 @@ from torch import nn
 from pipeline_src.compression import sources
 from pipeline_src.compression.attachment import attachment_of, compress, decompress
 from pipeline_src.compression.config import CompressionConfig
+from pipeline_src.compression.keeper import Note
 from pipeline_src.compression.memory.fakes import Fakes
 from pipeline_src.compression.memory.page import Table, html, short, size, text
 from pipeline_src.compression.memory.step import (
@@ -27,7 +28,6 @@ from pipeline_src.compression.memory.step import (
     mean_square,
 )
 from pipeline_src.compression.memory.timeline import timeline
-from pipeline_src.compression.scope import Note
 from pipeline_src.quant import rectified
 
 SIZES = (8, 16, 24, 80)  # GiB of devices
