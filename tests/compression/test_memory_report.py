@@ -7,11 +7,14 @@ import torch
 import torch_geometric.nn as pyg
 from torch import nn
 
+from pipeline_src.compression import sources
 from pipeline_src.compression.attachment import attachment_of, compress
 from pipeline_src.compression.config import CompressionConfig, Keep, Part
+from pipeline_src.compression.memory import report as report_module
 from pipeline_src.compression.memory.page import Table, html, short, size, text
 from pipeline_src.compression.memory.report import SIZES, memory_report
 from pipeline_src.compression.memory.timeline import GRADIENTS
+from pipeline_src.quant import rectified
 from pipeline_src.training.meters import allocated_bytes
 
 NODES, EDGES, FEATURES, HIDDEN, CLASSES = 300, 1_500, 16, 32, 5
@@ -146,6 +149,23 @@ def test_autograd_lets_go_what_it_has_used(report):
     end = max(row["index"] for row in rows if row["phase"] == "backward")
     makers = {row["made_by"] for row in rows if row["index"] == end}
     assert makers == {GRADIENTS, "mean"}
+
+
+def test_fewer_runs_change_little(monkeypatch):
+    """Against runs as small as in a real step."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    x = torch.empty(2**14, 64, device="meta")
+    for module in (sources, rectified):
+        monkeypatch.setattr(module, "RUN_VALUES", 2**14)
+    monkeypatch.setattr(report_module, "_MOST_RUNS", 16)
+    found = memory_report(model, x).after
+    assert rectified.RUN_VALUES == 2**14
+    assert sources.RUN_VALUES == 2**14
+    monkeypatch.setattr(report_module, "_MOST_RUNS", 2**20)
+    exact = memory_report(model, x).after
+    assert found.saved == exact.saved
+    assert found.peak == pytest.approx(exact.peak, rel=0.02)
+    assert len(found.moments) < len(exact.moments) / 3
 
 
 def test_nothing_is_touched():
