@@ -36,8 +36,8 @@ class Receivers:
         order = None
         if index.numel() and not bool((index[1:] >= index[:-1]).all()):
             index, order = torch.sort(index, stable=True)
-            if index.numel() < 2**31:
-                order = order.to(torch.int32)
+            if max(index.numel(), num_nodes) < 2**31:
+                index, order = index.to(torch.int32), order.to(torch.int32)
         counts = torch.bincount(index, minlength=num_nodes)
         pointer = torch.zeros(num_nodes + 1, dtype=torch.int64, device=index.device)
         torch.cumsum(counts, 0, out=pointer[1:])

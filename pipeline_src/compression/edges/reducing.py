@@ -105,7 +105,7 @@ class Plan:
     def places(self, nodes: slice, edges: slice, like: Tensor) -> Tensor:
         """Receivers of a range counted from its first, in the shape of messages."""
         assert self.receivers is not None, "as they are, messages have no receiver"
-        index = self.receivers.index[edges] - nodes.start
+        index = self.receivers.index[edges].long() - nodes.start
         return index.view(-1, *[1] * (like.ndim - 1)).expand_as(like)
 
 
