@@ -108,6 +108,12 @@ class Keeper:
             self._is_product = _count_with_past((args, kwargs)) > 1
         return func(*args, **kwargs)
 
+    def see(self, result: Any) -> Any:
+        """Remember that a result was made here; it is handed on."""
+        if type(result) is Tensor and not result.requires_grad:
+            self.ledger.mark_made(result)
+        return result
+
     def seed(self, device: torch.device) -> Tensor:
         """A seed for one source, () int32; no two are alike."""
         self._drawn += 1
@@ -136,7 +142,7 @@ class Keeper:
         value = self.ledger.of(tensor)
         if value.source is not None and value.source.precision is Precision.EXACT:
             return value.source
-        name = self.residents.name(tensor)
+        name = self._resident(tensor)
         if name is not None:
             return Resident.of(tensor, name)
         return self.coded(tensor, choice)
@@ -186,12 +192,27 @@ class Keeper:
             self._waiting.settled()
         self._waiting = None
 
+    def _resident(self, tensor: Tensor) -> str | None:
+        """What a tensor is called that lives without us, or None.
+
+        Without a gradient, and not made since forward began: data that the model has
+        from elsewhere than its arguments, or in an object among them.
+        """
+        name = self.residents.name(tensor)
+        if (
+            name is None
+            and not tensor.requires_grad
+            and not self.ledger.is_made(tensor)
+        ):
+            return "data of the model"
+        return name
+
     def _decide(self, tensor: Tensor, nonlinear: bool) -> Value:
         choice = self.choice(nonlinear)
         needed = Precision.FINE if nonlinear else Precision.COARSE
         value = self.ledger.of(tensor).fit_for(max(needed, _precision_of(choice)))
         if value.is_open:
-            name = self.residents.name(tensor)
+            name = self._resident(tensor)
             if name is not None:
                 value.settle(Resident.of(tensor, name))
             else:
@@ -206,6 +227,8 @@ class Keeper:
         if own < tensor.numel() * tensor.element_size():  # expanded
             return watch([(self._operation(), tensor)])[0]
         use = use_of(self.function)
+        if use is Use.LINEAR and self._resident(tensor) is not None:
+            return watch([(self._operation(), tensor)])[0]  # inputs alone are saved
         choice = self.choice(nonlinear=use is not Use.LINEAR)
         if use is Use.SIGN and isinstance(choice, Codes):
             return Saved(Value(Bits.of(tensor > 0)), sign=True)

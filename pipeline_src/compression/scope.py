@@ -68,8 +68,8 @@ class Scope(TorchFunctionMode):
                 return func(*args, **kwargs)
             found = edge_rule(keeper, func, args, kwargs)
             if found is not NotImplemented:
-                return found
-            return keeper.plain(func, *args, **kwargs)
+                return keeper.see(found)
+            return keeper.see(keeper.plain(func, *args, **kwargs))
         finally:
             keeper.function = outer
 

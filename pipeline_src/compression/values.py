@@ -98,6 +98,7 @@ class Ledger:
     def __init__(self) -> None:
         """Nothing is known yet."""
         self._entries: dict[int, _Entry] = {}
+        self._made: dict[int, StorageWeakRef] = {}
 
     def of(self, tensor: Tensor) -> Value:
         """The value that a strided tensor shows; a new one if it is not known."""
@@ -120,9 +121,23 @@ class Ledger:
         """Say what a tensor shows."""
         self._entry(tensor).values[geometry_of(tensor)] = value
 
+    def mark_made(self, tensor: Tensor) -> None:
+        """A tensor without gradient that forward has made."""
+        if tensor.layout == torch.strided:
+            self._made.setdefault(
+                tensor.untyped_storage()._cdata,
+                StorageWeakRef(tensor.untyped_storage()),
+            )
+
+    def is_made(self, tensor: Tensor) -> bool:
+        """Whether forward has made what a tensor shows."""
+        made = self._made.get(tensor.untyped_storage()._cdata)
+        return made is not None and not made.expired()
+
     def clear(self) -> None:
         """Forget all; values live on with those who need them."""
         self._entries.clear()
+        self._made.clear()
 
     def _entry(self, tensor: Tensor) -> _Entry:
         storage = tensor.untyped_storage()

@@ -140,7 +140,7 @@ class Fakes:
         return fake
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def entered(self) -> Iterator[None]:
         """Operations on fakes, and those on integers that they need.
 
         Raises:

@@ -232,7 +232,7 @@ def memory_report(
         else:
             given, named = fakes.values((inputs, named_inputs))
             largest = max((b.numel for step in steps for b in step.kept), default=0)
-            with fakes.open(), shortened(largest):
+            with fakes.entered(), shortened(largest):
                 step = follow_step(copied, given, named, loss, optimizer)
         steps.append(step)
         if (attached := attachment_of(copied)) is not None:
