@@ -6,20 +6,18 @@ that a laptop answers for a graph that would not fit it (fakes.py).
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline_src.compression import sources
 from pipeline_src.compression.attachment import attachment_of, compress, decompress
 from pipeline_src.compression.config import CompressionConfig
 from pipeline_src.compression.keeper import Note
 from pipeline_src.compression.memory.fakes import Fakes
 from pipeline_src.compression.memory.page import Table, html, short, size, text
+from pipeline_src.compression.memory.shortened import shortened
 from pipeline_src.compression.memory.step import (
     Loss,
     MakeOptimizer,
@@ -28,12 +26,10 @@ from pipeline_src.compression.memory.step import (
     mean_square,
 )
 from pipeline_src.compression.memory.timeline import timeline
-from pipeline_src.quant import rectified
 
 SIZES = (8, 16, 24, 80)  # GiB of devices
 _KEPT = "Kept for backward, by what made it (codes count where they are made)"
 _LEFT = "Left as it is by compress"
-_MOST_RUNS = 128
 _LEAST_SHARE = 0.002  # of what is kept; smaller rows are shown as one
 
 
@@ -236,7 +232,7 @@ def memory_report(
         else:
             given, named = fakes.values((inputs, named_inputs))
             largest = max((b.numel for step in steps for b in step.kept), default=0)
-            with fakes.entered(), _few_runs(largest):
+            with fakes.entered(), shortened(largest):
                 step = follow_step(copied, given, named, loss, optimizer)
         steps.append(step)
         if (attached := attachment_of(copied)) is not None:
@@ -246,21 +242,3 @@ def memory_report(
 
 def _device(model: nn.Module) -> torch.device:
     return next((one.device for one in model.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def _few_runs(largest: int) -> Iterator[None]:
-    """Cut the largest activation into no more runs than its memory needs to be told.
-
-    What exists run by run is at most a few of them at once, so that a hundredth of an
-    activation more or less is all that this changes; minutes become seconds.
-    """
-    modules: tuple[Any, ...] = (sources, rectified)
-    usual = [module.RUN_VALUES for module in modules]
-    for module in modules:
-        module.RUN_VALUES = max(module.RUN_VALUES, largest // _MOST_RUNS)
-    try:
-        yield
-    finally:
-        for module, values in zip(modules, usual, strict=True):
-            module.RUN_VALUES = values
