@@ -110,7 +110,8 @@ class Keeper:
 
     def see(self, result: Any) -> Any:
         """Remember that a result was made here; it is handed on."""
-        if type(result) is Tensor and not result.requires_grad:
+        has_data = getattr(result, "has_data", True)  # edge rows have none
+        if isinstance(result, Tensor) and has_data and not result.requires_grad:
             self.ledger.mark_made(result)
         return result
 

@@ -47,6 +47,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 class Rows(Tensor):
     """A tensor of edge rows, (num_edges, ...), that has no data."""
 
+    has_data = False
     expression: Expression
     row_numel: int  # values of the widest row that the expression makes
     keeper: Keeper
