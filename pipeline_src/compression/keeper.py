@@ -31,7 +31,7 @@ from pipeline_src.compression.sources import (
     whole,
 )
 from pipeline_src.compression.uses import Use, use_of
-from pipeline_src.compression.values import Ledger, Residents, Value
+from pipeline_src.compression.values import Ledger, Residents, Value, is_plain
 from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 Rule = Callable[..., Any]
@@ -110,8 +110,7 @@ class Keeper:
 
     def see(self, result: Any) -> Any:
         """Remember that a result was made here; it is handed on."""
-        has_data = getattr(result, "has_data", True)  # edge rows have none
-        if isinstance(result, Tensor) and has_data and not result.requires_grad:
+        if is_plain(result) and not result.requires_grad:
             self.ledger.mark_made(result)
         return result
 

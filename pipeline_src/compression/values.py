@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from pipeline_src.compression.sources import Precision, Source, Strided
@@ -84,6 +85,11 @@ class _Entry:
     storage: StorageWeakRef
     version: int
     values: dict[Geometry, Value]
+
+
+def is_plain(one: object) -> bool:
+    """Whether it is a tensor and no subclass but the fake ones, which stand for it."""
+    return type(one) is Tensor or type(one) is FakeTensor
 
 
 def geometry_of(tensor: Tensor) -> Geometry:

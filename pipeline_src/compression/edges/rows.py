@@ -37,6 +37,7 @@ from pipeline_src.compression.edges.reducing import (
 )
 from pipeline_src.compression.keeper import Keeper
 from pipeline_src.compression.rules.linear import Aggregated, Origin
+from pipeline_src.compression.values import is_plain
 
 # Fewer values than this are gathered as they are.
 MIN_EDGE_VALUES = 2**16
@@ -47,7 +48,6 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 class Rows(Tensor):
     """A tensor of edge rows, (num_edges, ...), that has no data."""
 
-    has_data = False
     expression: Expression
     row_numel: int  # values of the widest row that the expression makes
     keeper: Keeper
@@ -179,7 +179,7 @@ def _gather(keeper: Keeper, input: Any, dim: Any, index: Any) -> Any:
         or dim % input.ndim != 0
         or index.ndim != 1
         or index.dtype not in (torch.int64, torch.int32)
-        or type(index) is not Tensor
+        or not is_plain(index)
         or torch.is_autocast_enabled(input.device.type)
         or index.numel() * max(1, input.shape[1:].numel()) < MIN_EDGE_VALUES
     ):
