@@ -61,8 +61,8 @@ def _receivers(index: Tensor, num_nodes: int) -> receivers.Receivers:
     if not isinstance(index, FakeTensor):
         return _sort(index, num_nodes)
     index, order = torch.sort(index, stable=True)
-    if index.numel() < 2**31:
-        order = order.to(torch.int32)
+    if max(index.numel(), num_nodes) < 2**31:
+        index, order = index.to(torch.int32), order.to(torch.int32)
     places: Any = torch.arange(num_nodes + 1, device=index.device)
     pointer = places * index.numel() // max(1, num_nodes)
     return receivers.Receivers(index, order, pointer)
