@@ -4,11 +4,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
-from pipeline_src.compression import dropping, linear, rectifying
 from pipeline_src.compression.config import CompressionConfig
-from pipeline_src.compression.scope import Note, Scope
+from pipeline_src.compression.edges.rows import Rows, materialize
+from pipeline_src.compression.keeper import Keeper, Note
+from pipeline_src.compression.rules import dropping, linear, rectifying
+from pipeline_src.compression.scope import Scope
 
 _RULES: dict[Any, Any] = {**linear.RULES, **rectifying.RULES, **dropping.RULES}
 Model = TypeVar("Model", bound=nn.Module)
@@ -26,7 +28,7 @@ class Attachment:
         self.steps = 0
         self.notes: list[Note] = []
         self.handles: list[Any] = []
-        self._open: list[Scope | None] = []
+        self._scopes: list[Scope | None] = []
 
     def open(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Before forward.
@@ -41,25 +43,29 @@ class Attachment:
                 "returned, or decompress() it"
             )
         if not (model.training and torch.is_grad_enabled()):
-            self._open.append(None)
+            self._scopes.append(None)
             return
         tensors = [one for one in tree_flatten((args, kwargs))[0] if _is_tensor(one)]
         seed = self.config.seed * 7_368_787 + self.steps
         self.steps += 1
-        scope = Scope(model, self.config, seed, tensors, _RULES)
-        self._open.append(scope)
-        scope.open()
+        scope = Scope(Keeper(model, self.config, seed, tensors, _RULES))
+        self._scopes.append(scope)
+        scope.begin()
 
-    def close(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """After forward, whether it came to an end or not."""
-        scope = self._open.pop()
-        if scope is not None:
-            scope.close()
-            self.notes = scope.notes
+    def close(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """After forward, whether it came to an end or not; the output is whole."""
+        scope = self._scopes.pop()
+        if scope is None:
+            return None
+        try:
+            return tree_map_only(Rows, materialize, output)
+        finally:
+            scope.end()
+            self.notes = scope.keeper.notes
 
     def __getstate__(self) -> dict[str, Any]:
         """Scopes belong to the process, and handles to the model they were made for."""
-        return {**self.__dict__, "_open": []}
+        return {**self.__dict__, "_scopes": []}
 
 
 def _is_tensor(one: Any) -> bool:

@@ -4,97 +4,31 @@ A scope is a mode for torch functions and a pair of hooks for saved tensors. The
 looks up a rule for each function that the model calls: most rules run the function as
 it is and give it an autograd node that keeps sources instead of tensors. What no rule
 knows runs as PyTorch has it, and the hooks decide, tensor by tensor, what autograd
-keeps; the function that is running tells what its gradient does with it.
+keeps.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from pipeline_src.compression.config import (
-    Choice,
-    Codes,
-    CompressionConfig,
-    Keep,
-    Offload,
-)
-from pipeline_src.compression.sources import (
-    Bits,
-    Coded,
-    Offloaded,
-    Precision,
-    Resident,
-    Source,
-    precision_of,
-    whole,
-)
-from pipeline_src.compression.uses import Use, use_of
-from pipeline_src.compression.values import Ledger, Residents, Value
-from pipeline_src.quant.references import Reference, check_unchanged, watch
-
-Rule = Callable[..., Any]
-_NEEDED = {
-    Use.LINEAR: Precision.COARSE,
-    Use.SIGN: Precision.EXACT,
-    Use.SMOOTH: Precision.FINE,
-    Use.EXACT: Precision.EXACT,
-    Use.UNKNOWN: Precision.EXACT,
-}
-_CODED = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Note:
-    """What one operation keeps that is no code, and why."""
-
-    module: str  # its name, "" for the root
-    operation: str
-    nbytes: int
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class _Saved:
-    """What autograd holds in place of a tensor."""
-
-    value: Value
-    sign: bool  # nothing but the sign is read
+from pipeline_src.compression.edges.rows import edge_rule
+from pipeline_src.compression.keeper import Keeper, unpack
 
 
 class Scope(TorchFunctionMode):
     """Open from before the root's forward until after it."""
 
-    def __init__(
-        self,
-        root: nn.Module,
-        config: CompressionConfig,
-        seed: int,
-        arguments: list[Tensor],
-        rules: dict[Callable[..., Any], Rule],
-    ) -> None:
+    def __init__(self, keeper: Keeper) -> None:
         super().__init__()
-        self.config = config
-        self.ledger = Ledger()
-        self.notes: list[Note] = []
-        self._rules = rules
-        self._names = {id(module): name for name, module in root.named_modules()}
-        self._modules: list[nn.Module] = [root]
-        self._function: Callable[..., Any] | None = None
-        self._seed, self._drawn = seed, 0
-        self._waiting: Value | None = None
-        named = [*root.named_parameters(), *root.named_buffers()]
-        inputs = [("an input of the model", one) for one in arguments]
-        self.residents = Residents([*named, *inputs])
-        self._hooks = saved_tensors_hooks(self._pack, _unpack)
+        self.keeper = keeper
+        self._pack = keeper.pack
+        self._hooks = saved_tensors_hooks(self._pack, unpack)
 
-    # ---- opening and closing -------------------------------------------------------
-
-    def open(self) -> None:
+    def begin(self) -> None:
         """From here on functions are watched."""
         self._entered = nn.modules.module.register_module_forward_pre_hook(self._enter)
         self._left = nn.modules.module.register_module_forward_hook(
@@ -103,23 +37,22 @@ class Scope(TorchFunctionMode):
         self._hooks.__enter__()
         self.__enter__()
 
-    def close(self) -> None:
-        """Decide what is undecided, and let all tensors go."""
+    def end(self) -> None:
+        """No longer; nothing stays but what backward needs."""
         self.__exit__(None, None, None)
         self._hooks.__exit__(None, None, None)
         self._entered.remove()
         self._left.remove()
-        self._settle_waiting()
-        self.ledger.clear()
+        self.keeper.end()
 
     def _enter(self, module: nn.Module, arguments: Any) -> None:
-        self._modules.append(module)
+        self.keeper.modules.append(module)
 
     def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if self._modules[-1] is module:
-            self._modules.pop()
-
-    # ---- functions -----------------------------------------------------------------
+        # The root stays: its output is finished after its forward.
+        modules = self.keeper.modules
+        if len(modules) > 1 and modules[-1] is module:
+            modules.pop()
 
     def __torch_function__(
         self,
@@ -128,156 +61,19 @@ class Scope(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        outer, self._function = self._function, func
+        kwargs, keeper = kwargs or {}, self.keeper
+        outer, keeper.function = keeper.function, func
         try:
-            if self._is_on_top():
-                rule = self._rules.get(func)
-                if rule is not None:
-                    return rule(self, func, *args, **kwargs)
-            return func(*args, **kwargs)
+            if not self._is_on_top():
+                return func(*args, **kwargs)
+            found = edge_rule(keeper, func, args, kwargs)
+            if found is not NotImplemented:
+                return keeper.see(found)
+            return keeper.see(keeper.plain(func, *args, **kwargs))
         finally:
-            self._function = outer
+            keeper.function = outer
 
     def _is_on_top(self) -> bool:
         """False inside somebody else's hooks, such as those of checkpointing."""
         top = torch._C._autograd._top_saved_tensors_default_hooks(True)
         return top is not None and top[0] == self._pack
-
-    # ---- what rules ask for --------------------------------------------------------
-
-    def seed(self, device: torch.device) -> Tensor:
-        """A seed for one source, () int32; no two are alike."""
-        self._drawn += 1
-        number = (self._seed * 1_000_003 + self._drawn * 0x9E3779B1) % 2**32
-        return torch.full((), number - 2**31, dtype=torch.int32, device=device)
-
-    def choice(self, nonlinear: bool = False) -> Choice:
-        """How the operation that is running keeps its activations."""
-        module = self._modules[-1]
-        return self.config.choice(
-            self._names.get(id(module), ""), module, self._operation(), nonlinear
-        )
-
-    def source(self, tensor: Tensor, nonlinear: bool = False) -> Source:
-        """What stands for a tensor that a rule's backward reads row by row."""
-        return self._decide(tensor, nonlinear).settled()
-
-    def wait(self, tensor: Tensor, settle_later: Callable[[], None]) -> Value:
-        """A value for the next rule to decide about; by default, settle_later does."""
-        self._settle_waiting()
-        value = self.ledger.of(tensor)
-        if value.is_open:
-            value.waiting, value.settle_later = tensor, settle_later
-            self._waiting = value
-        return value
-
-    def coded(self, tensor: Tensor, choice: Choice) -> Source:
-        """A source of its own for a float tensor."""
-        if isinstance(choice, Offload):
-            return Offloaded.of(tensor)
-        if (
-            isinstance(choice, Keep)
-            or tensor.dtype not in _CODED
-            or tensor.numel() < self.config.min_numel
-        ):
-            return Resident.of(tensor, self._operation(), is_own=True)
-        with torch.autocast(tensor.device.type, enabled=False):
-            return Coded.of(tensor, choice, self.seed(tensor.device))
-
-    def note(self, nbytes: int, reason: str) -> None:
-        """Say what is kept as it is."""
-        name = self._names.get(id(self._modules[-1]), "")
-        self.notes.append(Note(name, self._operation(), nbytes, reason))
-
-    def keep_exact(self, tensor: Tensor) -> None:
-        """Autograd will keep the tensor as it is."""
-        value = self.ledger.of(tensor).fit_for(Precision.EXACT)
-        if value.is_open:
-            value.settle(Resident.of(tensor, self._operation(), is_own=True))
-
-    def nonlinear(self, tensor: Tensor) -> None:
-        """Autograd will keep the tensor for a gradient that is not linear in it."""
-        self._decide(tensor, nonlinear=True)
-
-    def _operation(self) -> str:
-        function = self._function
-        return getattr(function, "__name__", str(function)).strip("_")
-
-    def _settle_waiting(self) -> None:
-        if self._waiting is not None and self._waiting.source is None:
-            self._waiting.settled()
-        self._waiting = None
-
-    def _decide(self, tensor: Tensor, nonlinear: bool) -> Value:
-        choice = self.choice(nonlinear)
-        needed = Precision.FINE if nonlinear else Precision.COARSE
-        value = self.ledger.of(tensor).fit_for(max(needed, _precision_of(choice)))
-        if value.is_open:
-            name = self.residents.name(tensor)
-            if name is not None:
-                value.settle(Resident.of(tensor, name))
-            else:
-                value.settle(self.coded(tensor, choice))
-        return value
-
-    # ---- what autograd saves -------------------------------------------------------
-
-    def _pack(self, tensor: Tensor) -> "_Saved | Reference":
-        if tensor.layout != torch.strided or self.residents.name(tensor) is not None:
-            return watch([(self._operation(), tensor)])[0]
-        own = tensor.untyped_storage().nbytes()
-        if own < tensor.numel() * tensor.element_size():  # expanded
-            return watch([(self._operation(), tensor)])[0]
-        use = use_of(self._function)
-        choice = self.choice(nonlinear=use is not Use.LINEAR)
-        if use is Use.SIGN and isinstance(choice, Codes):
-            return _Saved(Value(Bits.of(tensor > 0)), sign=True)
-        needed = max(_NEEDED[use], _precision_of(choice))
-        value = self.ledger.of(tensor).fit_for(needed)
-        if value.is_open:
-            self._decide_saved(tensor, value, use, choice)
-        return _Saved(value, sign=False)
-
-    def _decide_saved(
-        self, tensor: Tensor, value: Value, use: Use, choice: Choice
-    ) -> None:
-        if tensor.dtype == torch.bool:
-            value.settle(Bits.of(tensor))
-            return
-        size, name = tensor.nbytes, self._operation()
-        if not tensor.is_floating_point() or tensor.numel() < self.config.min_numel:
-            value.settle(Resident.of(tensor, name, is_own=True))
-            return
-        reason = None
-        if isinstance(choice, Codes):
-            if tensor.dtype not in _CODED:
-                reason = f"{tensor.dtype} is not coded"
-            elif use is Use.EXACT:
-                reason = "its gradient is not bounded in the value"
-            elif use is Use.UNKNOWN:
-                reason = "nothing is known about its gradient"
-        elif isinstance(choice, Keep):
-            reason = "asked to be kept"
-        if reason is not None:
-            self.note(size, reason)
-            value.settle(Resident.of(tensor, name, is_own=True))
-        else:
-            value.settle(self.coded(tensor, choice))
-
-
-def _precision_of(choice: Choice) -> Precision:
-    return precision_of(choice.bits if isinstance(choice, Codes) else 32)
-
-
-def _unpack(saved: "_Saved | Reference") -> Tensor:
-    if isinstance(saved, Reference):
-        check_unchanged([saved])
-        return saved.tensor
-    source = saved.value.settled()
-    if isinstance(source, Resident):
-        return source.tensor()
-    tensor = whole(source)
-    if saved.sign and tensor.dtype == torch.bool:
-        return tensor.to(torch.float32).mul_(2).sub_(1)
-    return tensor

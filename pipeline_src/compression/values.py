@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from pipeline_src.compression.sources import Precision, Source, Strided
@@ -48,6 +49,11 @@ class Value:
         """True where nobody has decided, or put off deciding."""
         return self.source is None and self.waiting is None
 
+    @property
+    def is_exact(self) -> bool:
+        """True where noise is no question."""
+        return not self.is_open and self.precision is Precision.EXACT
+
     def settled(self) -> Source:
         """Its source; decides by default if nobody did."""
         if self.source is None:
@@ -81,6 +87,11 @@ class _Entry:
     values: dict[Geometry, Value]
 
 
+def is_plain(one: object) -> bool:
+    """Whether it is a tensor and no subclass but the fake ones, which stand for it."""
+    return type(one) is Tensor or type(one) is FakeTensor
+
+
 def geometry_of(tensor: Tensor) -> Geometry:
     """How a tensor shows its storage."""
     offset = int(tensor.storage_offset())
@@ -93,6 +104,7 @@ class Ledger:
     def __init__(self) -> None:
         """Nothing is known yet."""
         self._entries: dict[int, _Entry] = {}
+        self._made: dict[int, StorageWeakRef] = {}
 
     def of(self, tensor: Tensor) -> Value:
         """The value that a strided tensor shows; a new one if it is not known."""
@@ -115,9 +127,23 @@ class Ledger:
         """Say what a tensor shows."""
         self._entry(tensor).values[geometry_of(tensor)] = value
 
+    def mark_made(self, tensor: Tensor) -> None:
+        """A tensor without gradient that forward has made."""
+        if tensor.layout == torch.strided:
+            self._made.setdefault(
+                tensor.untyped_storage()._cdata,
+                StorageWeakRef(tensor.untyped_storage()),
+            )
+
+    def is_made(self, tensor: Tensor) -> bool:
+        """Whether forward has made what a tensor shows."""
+        made = self._made.get(tensor.untyped_storage()._cdata)
+        return made is not None and not made.expired()
+
     def clear(self) -> None:
         """Forget all; values live on with those who need them."""
         self._entries.clear()
+        self._made.clear()
 
     def _entry(self, tensor: Tensor) -> _Entry:
         storage = tensor.untyped_storage()

@@ -98,7 +98,7 @@ def test_it_keeps_less_and_decompress_undoes_it():
 @pytest.mark.parametrize("how", ["eval", "no_grad"])
 def test_without_training_no_scope_is_opened(how, monkeypatch):
     model = compress(sage(), TWO_BITS)
-    monkeypatch.setattr(scope.Scope, "open", None)
+    monkeypatch.setattr(scope.Scope, "begin", None)
     if how == "eval":
         model.eval()(features(), edges())
     else:

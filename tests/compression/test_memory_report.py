@@ -7,11 +7,15 @@ import torch
 import torch_geometric.nn as pyg
 from torch import nn
 
+from pipeline_src.compression import sources
 from pipeline_src.compression.attachment import attachment_of, compress
 from pipeline_src.compression.config import CompressionConfig, Keep, Part
+from pipeline_src.compression.edges import reducing, rows
+from pipeline_src.compression.memory import shortened
 from pipeline_src.compression.memory.page import Table, html, short, size, text
 from pipeline_src.compression.memory.report import SIZES, memory_report
 from pipeline_src.compression.memory.timeline import GRADIENTS
+from pipeline_src.quant import rectified
 from pipeline_src.training.meters import allocated_bytes
 
 NODES, EDGES, FEATURES, HIDDEN, CLASSES = 300, 1_500, 16, 32, 5
@@ -97,7 +101,7 @@ def test_a_graph_larger_than_this_machine_takes_shapes_alone():
     sizes = (nodes * FEATURES * 4, edges * 16)
     assert found.before.data == sum(map(allocated_bytes, sizes))
     assert found.before.peak > messages
-    assert found.fits()[8] == (False, False)
+    assert found.fits()[8] == (False, True)  # messages are never whole
 
 
 def test_lines_are_at_most_a_hundred_columns(report):
@@ -146,6 +150,58 @@ def test_autograd_lets_go_what_it_has_used(report):
     end = max(row["index"] for row in rows if row["phase"] == "backward")
     makers = {row["made_by"] for row in rows if row["index"] == end}
     assert makers == {GRADIENTS, "mean"}
+
+
+def test_fewer_runs_change_little(monkeypatch):
+    """Against runs as small as in a real step."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    x = torch.empty(2**14, 64, device="meta")
+    for module in (sources, rectified):
+        monkeypatch.setattr(module, "RUN_VALUES", 2**14)
+    monkeypatch.setattr(shortened, "MOST_RUNS", 16)
+    found = memory_report(model, x).after
+    assert rectified.RUN_VALUES == 2**14
+    assert sources.RUN_VALUES == 2**14
+    monkeypatch.setattr(shortened, "MOST_RUNS", 2**20)
+    exact = memory_report(model, x).after
+    assert found.saved == exact.saved
+    assert found.peak == pytest.approx(exact.peak, rel=0.02)
+    assert len(found.moments) < len(exact.moments) / 3
+
+
+@pytest.mark.parametrize("layer", [pyg.GATConv, pyg.SAGEConv])
+def test_ranges_that_are_left_out_change_nothing(layer, monkeypatch):
+    """The step itself takes them all; there are dozens."""
+    monkeypatch.setattr(reducing, "RANGE_VALUES", 2**11)
+    generator = torch.Generator().manual_seed(2)
+    nodes, edges = 2_000, 20_000
+    index = torch.randint(nodes, (2, edges), generator=generator)
+    x = torch.randn(nodes, 8, generator=generator)
+    model = pyg.Sequential(
+        "x, e", [(nn.Linear(8, 16), "x -> x"), (layer(16, 8), "x, e -> x")]
+    )
+    config = CompressionConfig(min_numel=2**20)
+    found = memory_report(model, x, index, config=config).after
+    exact = memory_report(model, x, index, config=config, fake=False).after
+    assert (found.saved, found.state) == (exact.saved, exact.state)
+    assert found.peak == pytest.approx(exact.peak, rel=0.01)
+    assert len(found.moments) < len(exact.moments)
+
+
+def test_edges_without_values_are_spread_evenly(monkeypatch):
+    """A graph whose nodes have as many edges each is told by its shapes alone."""
+    nodes, each = 1_000, 8
+    assert nodes * each * FEATURES > rows.MIN_EDGE_VALUES
+    monkeypatch.setattr(reducing, "RANGE_VALUES", 2**14)
+    generator = torch.Generator().manual_seed(3)
+    receivers = torch.arange(nodes).repeat(each)  # not in order, as on "meta"
+    senders = torch.randint(nodes, (nodes * each,), generator=generator)
+    index, x = torch.stack([senders, receivers]), torch.randn(nodes, FEATURES)
+    model = compress(pyg.SAGEConv(FEATURES, HIDDEN))
+    found = memory_report(model, x, index.to("meta")).after
+    exact = memory_report(model, x, index).after
+    for name in ("saved", "peak", "state"):
+        assert getattr(found, name) == getattr(exact, name), name
 
 
 def test_nothing_is_touched():

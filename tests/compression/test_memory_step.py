@@ -71,7 +71,7 @@ def measured(model, *inputs):
 def predicted(model, *inputs):
     fakes = Fakes(CPU)
     copied, given = fakes.model(model), fakes.values(inputs)
-    with fakes.open():
+    with fakes.entered():
         return follow_step(copied, given, {}, optimizer=torch.optim.Adam)
 
 
@@ -137,6 +137,38 @@ def test_shapes_alone_will_do():
     model = MODELS["gat"]()
     on_meta = [torch.empty_like(one, device="meta") for one in (features(), index)]
     assert predicted(model, *on_meta).saved == predicted(model, features(), index).saved
+
+
+def test_shapes_of_a_sparse_matrix_alone_will_do():
+    """The counts of its rows add up to its values, whatever they are."""
+    torch.manual_seed(7)
+    index = edges()
+    index = torch.unique(index[:, index[0] != index[1]], dim=1)
+    matrix = to_torch_csr_tensor(index, size=(NODES, NODES))
+    model = compress(pyg.SAGEConv(FEATURES, CLASSES))
+    on_meta = torch.sparse_csr_tensor(
+        *(one.to("meta") for one in (matrix.crow_indices(), matrix.col_indices())),
+        matrix.values().to("meta"),
+        size=matrix.shape,
+    )
+    found, expected = (predicted(model, features(), one) for one in (on_meta, matrix))
+    assert (found.saved, found.state) == (expected.saved, expected.state)
+
+
+def test_values_that_were_overwritten_are_not_known():
+    class Overwrites(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(FEATURES, CLASSES)
+
+        def forward(self, x):
+            counts = torch.zeros(3, dtype=torch.int64)
+            view = counts[1:]
+            counts[1:] = (x.sum() > 0).long()
+            return self.linear(x)[: int(view.sum())]
+
+    with pytest.raises(UnknownValueError):
+        predicted(Overwrites(), features())
 
 
 def test_values_that_are_needed_are_asked_for():

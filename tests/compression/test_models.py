@@ -8,8 +8,11 @@ from torch.nn import functional
 
 from pipeline_src.compression.attachment import compress
 from pipeline_src.compression.config import CompressionConfig
+from pipeline_src.compression.edges import reducing
+from pipeline_src.compression.edges import rows as edges_module
 from tests.compression.zoo import (
     EDGES_ONLY,
+    HIDDEN,
     MODELS,
     adjacency,
     edges,
@@ -17,13 +20,20 @@ from tests.compression.zoo import (
     labels,
 )
 
-GRAPHS = {"edges": edges(), "matrix": adjacency()}
+GRAPHS = {"edges": edges(), "ranges": edges(), "matrix": adjacency()}
 CASES = [
     (name, graph)
     for name in MODELS
     for graph in GRAPHS
-    if graph == "edges" or name not in EDGES_ONLY
+    if graph != "matrix" or name not in EDGES_ONLY
 ]
+
+
+@pytest.fixture
+def in_ranges(monkeypatch):
+    """Edges are never whole, and messages come in many ranges; one node has more."""
+    monkeypatch.setattr(edges_module, "MIN_EDGE_VALUES", 1)
+    monkeypatch.setattr(reducing, "RANGE_VALUES", 40 * HIDDEN)
 
 
 def made(name):
@@ -47,12 +57,21 @@ def compressed(model, bits):
 
 @pytest.mark.parametrize(("name", "graph"), CASES)
 @pytest.mark.parametrize("bits", [2, 32])
-def test_forward_is_equal_and_exact_codes_give_exact_gradients(name, graph, bits):
+def test_forward_is_equal_and_exact_codes_give_exact_gradients(
+    name, graph, bits, request
+):
+    if graph == "ranges":
+        request.getfixturevalue("in_ranges")
     model = made(name)
     other = compressed(model, bits)
     output, gradients = step(model, graph)
     found, others = step(other, graph)
-    assert torch.equal(output, found)
+    if (name, graph) == ("edge conv", "ranges"):
+        # A product with a matrix may round a row by its place among the others.
+        bound = 3 * HIDDEN * torch.finfo(torch.float32).eps * float(output.abs().max())
+        assert (output - found).abs().max() <= bound
+    else:
+        assert torch.equal(output, found)
     for mine, theirs in zip(model.buffers(), other.buffers(), strict=True):
         assert torch.equal(mine, theirs)
     assert others.keys() == gradients.keys()
@@ -66,23 +85,28 @@ def test_forward_is_equal_and_exact_codes_give_exact_gradients(name, graph, bits
         assert difference <= largest * 120 * torch.finfo(torch.float32).eps, name
 
 
+# Squared roundings of the additions themselves, of gradients that are below 1.
+NEARLY_ZERO = 1e-10
 UNBIASED = ("sage", "gcn", "gin", "gat", "gatv2", "gcn2", "deep gcn", "edge conv")
 
 
 @pytest.mark.parametrize("name", [*UNBIASED, "pna", "transformer, layer norm"])
-def test_gradients_of_two_bits_are_right_in_the_mean(name):
+@pytest.mark.parametrize("graph", ["edges", "ranges"])
+def test_gradients_of_two_bits_are_right_in_the_mean(name, graph, request):
     """Mean over draws of rounding, in standard errors, over all parameters at once."""
+    if graph == "ranges":
+        request.getfixturevalue("in_ranges")
     draws = 60
     model = made(name)
     state = copy.deepcopy(model.state_dict())
-    _, gradients = step(model, "edges")
+    _, gradients = step(model, graph)
     truth = torch.cat([one.flatten() for one in gradients.values()])
     model.load_state_dict(state)
     other = compressed(model, 2)
     found = []
     for _ in range(draws):
         other.load_state_dict(state)
-        found.append(torch.cat([g.flatten() for g in step(other, "edges")[1].values()]))
+        found.append(torch.cat([g.flatten() for g in step(other, graph)[1].values()]))
     every = torch.stack(found).double()
     # The error of the mean of a fair estimate has a squared norm of total / draws, and
     # one that is biased by b has b**2 more. Estimated from the draws themselves.
@@ -90,5 +114,6 @@ def test_gradients_of_two_bits_are_right_in_the_mean(name):
     expected = every.var(dim=0).sum() / draws
     # The squared norm is a weighted sum of chi squares; with few weights that matter
     # its spread is at most sqrt(2) times its mean: 4 spreads are 6.7 means.
-    assert float(error / expected) < 6.7
-    assert float(expected) > 0, "nothing was rounded"
+    assert float(error) <= 6.7 * float(expected) + NEARLY_ZERO
+    if (name, graph) != ("edge conv", "ranges"):  # which keeps its nodes exactly
+        assert float(expected) > 0, "nothing was rounded"

@@ -125,6 +125,7 @@ INNER_MODULES = {
 INNER = {
     *("check_boundaries", "decompress_blocks", "divide", "even_position", "look_up"),
     *("round_down", "round_up", "projection", "pack_mask", "mask_gradient"),
+    "unpack_mask",
 }
 
 

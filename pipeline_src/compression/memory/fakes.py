@@ -10,11 +10,13 @@ Where such values are not known, as with tensors on the device "meta",
 
 # ASSUME: a mask selects everything, which is an upper bound;
 
-and what has no bound, such as the largest index, is refused.
+what follows from shapes is known, as the counts of a sparse matrix's rows add up to its
+values; and what has no bound, such as the largest index, is refused.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -31,6 +33,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 
+from pipeline_src.compression.memory.fake_results import (
+    SHAPES,
+    TOTAL,
+    WAY_OUT,
+    UnknownValueError,
+)
 from pipeline_src.compression.memory.sparse_parts import GIVEN, parts
 
 aten = torch.ops.aten
@@ -47,11 +55,11 @@ _PARTS = {
 _SAME_PARTS = {
     *(aten.t.default, aten.transpose.int, aten.detach.default, aten.alias.default),
 }
+_SAME_TOTAL = {
+    *(aten.slice.Tensor, aten.sub.Tensor, aten.detach.default, aten.alias.default),
+    aten._to_copy.default,
+}
 _COUNTS = ("arange", "full", "randint", "randperm", "scalar_tensor")
-
-
-class UnknownValueError(ValueError):
-    """A shape or a branch depends on a value that nobody gave."""
 
 
 class Fakes:
@@ -127,10 +135,12 @@ class Fakes:
                 )
             fake = FakeTensor(self.mode, meta, self._device)
         setattr(fake, GIVEN, made_of)
+        if layout != torch.sparse_coo and isinstance(made_of[0], FakeTensor):
+            setattr(made_of[0], TOTAL, values.numel())
         return fake
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def entered(self) -> Iterator[None]:
         """Operations on fakes, and those on integers that they need.
 
         Raises:
@@ -174,6 +184,8 @@ class _Known(TorchDispatchMode):
     def __init__(self, fakes: Fakes) -> None:
         super().__init__()
         self._fakes = fakes
+        # Storages with values that were overwritten by unknown ones.
+        self._unknown: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(
         self,
@@ -190,41 +202,53 @@ class _Known(TorchDispatchMode):
             return self._sparse(func, args, kwargs)
         made_of = getattr(args[0], GIVEN, None) if args else None
         if made_of is not None and func in _PARTS:
-            part = made_of[_PARTS[func]]
-            return part.detach() if isinstance(part, FakeTensor) else _alias(part)
+            return _alias(made_of[_PARTS[func]])
         if made_of is not None and func in _SAME_PARTS:
             view = func(*args, **kwargs)
             setattr(view, GIVEN, made_of)
             return view
-        if not any(isinstance(one, FakeTensor) for one in tensors) and (
+        if all(map(self._is_known, tensors)) and (
             tensors or _has_values(func, args, kwargs)
         ):
             with _disable_current_modes():
                 return func(*args, **kwargs)
-        if rule := _SHAPES.get(func):
-            with self._fakes.mode:
-                return rule(func, *args, **kwargs)
-        if (
-            func._schema.is_mutable
-            and _is_tensor(args[0])
-            and not isinstance(args[0], FakeTensor)
-            and not args[0].is_floating_point()
-        ):
-            raise UnknownValueError(
-                f"{func} writes values that are not known into a tensor of integers; "
-                f"{_WAY_OUT}"
-            )
+        if _overwrites(func) and not isinstance(args[0], FakeTensor):
+            storage = args[0].untyped_storage()
+            self._unknown[storage._cdata] = weakref.ref(storage)
+            return args[0]
+        if self._unknown:
+            args, kwargs = tree_map_only(Tensor, self._faked, (args, kwargs))
         try:
-            return func(*args, **kwargs)
+            if rule := SHAPES.get(func):
+                with self._fakes.mode:
+                    return rule(func, *args, **kwargs)
+            output = func(*args, **kwargs)
+            if func in _SAME_TOTAL and (total := getattr(args[0], TOTAL, None)):
+                setattr(output, TOTAL, total)
+            return output
         except (DynamicOutputShapeException, DataDependentOutputException) as error:
             raise UnknownValueError(
-                f"{func} needs values that are not known; {_WAY_OUT}"
+                f"{func} needs values that are not known; {WAY_OUT}"
             ) from error
         except UnsupportedOperatorException as error:
             raise UnknownValueError(
                 f"nothing tells the shape of what {func} returns; take the step itself "
                 "with fake=False"
             ) from error
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        if isinstance(tensor, FakeTensor):
+            return False
+        if not self._unknown or tensor.layout != torch.strided:
+            return True
+        storage = tensor.untyped_storage()
+        reference = self._unknown.get(storage._cdata)
+        return reference is None or reference() is not storage
+
+    def _faked(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor) or self._is_known(tensor):
+            return tensor
+        return self._fakes.mode.from_tensor(tensor)
 
     def _sparse(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = _bind(func, args, kwargs)
@@ -241,19 +265,18 @@ class _Known(TorchDispatchMode):
         return self._fakes.compressed(made_of, torch.Size(bound["size"]), layout)
 
 
-_WAY_OUT = (
-    "give the integers of the input as tensors with values (their floats may stay "
-    'on "meta"), or take the step itself with fake=False'
-)
-
-
 def _is_tensor(one: Any) -> bool:
     return isinstance(one, Tensor)
 
 
-def _alias(known: Tensor) -> Tensor:
+def _alias(part: Tensor) -> Tensor:
+    if isinstance(part, FakeTensor):
+        alias = part.detach()
+        if (total := getattr(part, TOTAL, None)) is not None:
+            setattr(alias, TOTAL, total)
+        return alias
     with _disable_current_modes():
-        return known.detach()
+        return part.detach()
 
 
 def _has_values(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
@@ -265,6 +288,15 @@ def _has_values(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         return not (dtype.is_floating_point or dtype.is_complex)
     name = func._schema.name.partition("::")[2]
     return name in _COUNTS and not tree_any(lambda one: isinstance(one, float), args)
+
+
+def _overwrites(func: Any) -> bool:
+    """Whether an operation changes its first argument."""
+    arguments = func._schema.arguments
+    written = arguments[0].alias_info if arguments else None
+    return (
+        written is not None and written.is_write and str(arguments[0].type) == "Tensor"
+    )
 
 
 def _is_sparse_factory(func: Any) -> bool:
@@ -281,99 +313,3 @@ def _is_sparse_factory(func: Any) -> bool:
 def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     names = [argument.name for argument in func._schema.arguments]
     return dict(zip(names, args, strict=False)) | kwargs
-
-
-def _known_positions(mask: Tensor) -> tuple[Tensor, ...]:
-    """Where a mask is true; everywhere, if that is not known."""
-    if not isinstance(mask, FakeTensor):
-        with _disable_current_modes():
-            return mask.nonzero(as_tuple=True)
-    count = mask.numel()
-    return tuple(mask.new_empty(count, dtype=torch.int64) for _ in range(mask.ndim))
-
-
-def _index(func: Any, x: Tensor, indices: list[Any], *others: Any, **named: Any) -> Any:
-    expanded: list[Any] = []
-    for one in indices:
-        if _is_tensor(one) and one.dtype in (torch.bool, torch.uint8):
-            expanded += _known_positions(one)
-        else:
-            expanded.append(one)
-    return func(x, expanded, *others, **named)
-
-
-def _nonzero(func: Any, mask: Tensor) -> Tensor:
-    return mask.new_empty((mask.numel(), mask.ndim), dtype=torch.int64)
-
-
-def _bincount(
-    func: Any, x: Tensor, weights: Tensor | None = None, minlength: int = 0
-) -> Tensor:
-    if minlength == 0:
-        raise UnknownValueError(f"{func} needs values that are not known; {_WAY_OUT}")
-    dtype = torch.int64 if weights is None else torch.float64
-    return x.new_empty(minlength, dtype=dtype)
-
-
-def _masked_select(func: Any, x: Tensor, mask: Tensor) -> Tensor:
-    if isinstance(mask, FakeTensor):
-        return x.new_empty(torch.broadcast_shapes(x.shape, mask.shape).numel())
-    return x.new_empty(
-        int(mask.expand(torch.broadcast_shapes(x.shape, mask.shape)).sum())
-    )
-
-
-def _product(func: Any, matrix: Tensor, x: Tensor) -> Tensor:
-    if matrix.layout == torch.strided or x.layout != torch.strided:
-        return func(matrix, x)
-    return x.new_empty((matrix.shape[0], x.shape[1]))
-
-
-def _reduction(func: Any, matrix: Tensor, x: Tensor, reduce: str) -> tuple[Tensor, ...]:
-    shape = (matrix.shape[0], x.shape[1])
-    chosen = shape if reduce in ("amax", "amin") else (0,)
-    return x.new_empty(shape), x.new_empty(chosen, dtype=parts(matrix)[1].dtype)
-
-
-def _reduction_gradient(
-    func: Any,
-    matrix: Tensor,
-    gradient: Tensor,
-    x: Tensor,
-    reduce: str,
-    chosen: Tensor,
-    wanted: list[bool],
-) -> tuple[Tensor | None, ...]:
-    if wanted[0]:
-        raise UnknownValueError(
-            "nothing tells the shape of the gradient of a sparse matrix; take the step "
-            "itself with fake=False"
-        )
-    return None, torch.empty_like(x) if wanted[1] else None
-
-
-def _sum_product(
-    func: Any, y: Tensor, matrix: Tensor, x: Tensor, out: Any = None, **named: Any
-) -> Tensor:
-    if matrix.layout == torch.strided or x.layout != torch.strided:
-        named = named if out is None else named | {"out": out}
-        return func(y, matrix, x, **named)
-    return x.new_empty((matrix.shape[0], x.shape[1])) if out is None else out
-
-
-# Shapes of results that fake tensors refuse or do not know.
-_SHAPES: dict[Any, Callable[..., Any]] = {
-    aten.mm.default: _product,
-    aten.addmm.default: _sum_product,
-    aten.addmm.out: _sum_product,
-    aten._sparse_addmm.default: _sum_product,
-    aten._sparse_mm_reduce_impl.default: _reduction,
-    aten._sparse_mm_reduce_impl_backward.default: _reduction_gradient,
-    aten.bincount.default: _bincount,
-    aten.index.Tensor: _index,
-    aten.index_put.default: _index,
-    aten.index_put_.default: _index,
-    aten._index_put_impl_.default: _index,
-    aten.nonzero.default: _nonzero,
-    aten.masked_select.default: _masked_select,
-}

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -229,7 +230,11 @@ class LiveBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim" or self._is_in_kernel:
+        if func is torch.ops.prim.device.default:
+            # Asked for at every turn, and nothing that any mode needs to see.
+            fake = isinstance(args[0], FakeTensor)
+            return args[0].fake_device if fake else func(*args, **kwargs)
+        if self._is_in_kernel:
             return func(*args, **kwargs)
         before = self.now
         place = self._place(_name(func))

@@ -14,8 +14,10 @@ from torch import nn
 
 from pipeline_src.compression.attachment import attachment_of, compress, decompress
 from pipeline_src.compression.config import CompressionConfig
+from pipeline_src.compression.keeper import Note
 from pipeline_src.compression.memory.fakes import Fakes
 from pipeline_src.compression.memory.page import Table, html, short, size, text
+from pipeline_src.compression.memory.shortened import shortened
 from pipeline_src.compression.memory.step import (
     Loss,
     MakeOptimizer,
@@ -24,7 +26,6 @@ from pipeline_src.compression.memory.step import (
     mean_square,
 )
 from pipeline_src.compression.memory.timeline import timeline
-from pipeline_src.compression.scope import Note
 
 SIZES = (8, 16, 24, 80)  # GiB of devices
 _KEPT = "Kept for backward, by what made it (codes count where they are made)"
@@ -217,7 +218,7 @@ def memory_report(
             "the model is compressed already and has a config; call decompress() on it "
             "before, or leave config out"
         )
-    steps = []
+    steps: list[StepMemory] = []
     notes: tuple[Note, ...] = ()
     for is_after in (False, True):
         fakes = Fakes(_device(model)) if fake else None
@@ -230,7 +231,8 @@ def memory_report(
             step = follow_step(copied, inputs, named_inputs, loss, optimizer)
         else:
             given, named = fakes.values((inputs, named_inputs))
-            with fakes.open():
+            largest = max((b.numel for step in steps for b in step.kept), default=0)
+            with fakes.entered(), shortened(largest):
                 step = follow_step(copied, given, named, loss, optimizer)
         steps.append(step)
         if (attached := attachment_of(copied)) is not None:

@@ -1,6 +1,6 @@
 """Dropout, whose noise is PyTorch's own and is kept as one bit per value."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,18 +8,16 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from pipeline_src.compression.config import Keep
+from pipeline_src.compression.keeper import Keeper
 from pipeline_src.compression.sources import Bits, Dropped, Precision, Source, runs_of
 from pipeline_src.compression.values import Known, Value
 from pipeline_src.quant.first_order import first_order
-
-if TYPE_CHECKING:
-    from pipeline_src.compression.scope import Scope
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def dropout(
-    scope: "Scope",
+    keeper: Keeper,
     func: Any,
     input: Tensor,
     p: float = 0.5,
@@ -34,15 +32,15 @@ def dropout(
         or not input.requires_grad
         or input.dtype not in _FLOATS
         or input.ndim == 0
-        or input.numel() < scope.config.min_numel
-        or isinstance(scope.choice(), Keep)
+        or input.numel() < keeper.config.min_numel
+        or isinstance(keeper.choice(), Keep)
     ):
         return func(input, p, training, inplace)
-    before = scope.ledger.known(input)
+    before = keeper.ledger.known(input)
     output, bits, factor = _drop(input.detach(), p)
     output = _Dropout.apply(input, Known(output), bits, factor)
     if before is not None and not before.is_open:
-        scope.ledger.set(output, _DroppedValue(before, bits, factor))
+        keeper.ledger.set(output, _DroppedValue(before, bits, factor))
     return output
 
 

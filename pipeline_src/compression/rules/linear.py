@@ -12,20 +12,18 @@ which the layer before keeps in codes, serves in its place.
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pipeline_src.compression.keeper import Keeper
 from pipeline_src.compression.sources import Cast, Source, runs_of
 from pipeline_src.compression.values import Known
 from pipeline_src.quant.first_order import first_order
-from pipeline_src.quant.references import check_unchanged, watch
-
-if TYPE_CHECKING:
-    from pipeline_src.compression.scope import Scope
+from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -50,7 +48,29 @@ class Aggregated:
     """How A x was made, for a weight that comes after."""
 
     x: Origin
-    product: "Product"
+    product: "Map"
+
+
+class Map(Protocol):
+    """A fixed linear map of rows, as the gradient of its output sees it."""
+
+    def transposed(self, gradient: Tensor) -> Tensor:
+        """Gradient of the input, (num_columns, width)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Divided:
+    """A map whose output's rows are divided by numbers, as for a mean."""
+
+    of: Map
+    divisor: Tensor  # (num_rows, 1)
+    watched: tuple[Reference, ...]
+
+    def transposed(self, gradient: Tensor) -> Tensor:
+        """See Map."""
+        check_unchanged(self.watched)
+        return self.of.transposed(gradient / self.divisor)
 
 
 class Product:
@@ -134,7 +154,7 @@ class _Term:
 
     weight: Tensor  # (num_outputs, num_inputs)
     bias: Tensor | None  # (num_outputs,)
-    product: Product | None
+    product: Map | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +174,7 @@ class _Linear(Function):
         ctx: Any,
         x: Tensor,  # (..., num_inputs)
         source: Source,  # of x
-        products: tuple[Product | None, ...],  # of each term
+        products: tuple[Map | None, ...],  # of each term
         output: Known,  # (..., num_outputs)
         *parameters: Tensor | None,  # weight and bias of each term
     ) -> Tensor:
@@ -215,7 +235,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def linear(
-    scope: "Scope", func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    keeper: Keeper, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     """Rule for functional.linear."""
     if not _is_trained(input, weight):
@@ -227,36 +247,36 @@ def linear(
             return func(input, weight, bias)
         cast = input.to(dtype)
         if cast is not input:
-            _mark_cast(scope, input, cast)
+            _mark_cast(keeper, input, cast)
         input, weight = cast, weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if input.dtype != weight.dtype:
         return func(input, weight, bias)
     with torch.autocast(device, enabled=False):
         x, product = input, None
-        known = scope.ledger.known(input)
+        known = keeper.ledger.known(input)
         made_by = None if known is None else known.made_by
         if isinstance(made_by, Aggregated) and (origin := made_by.x()) is not None:
             x, product = origin, made_by.product
         with torch.no_grad():
             output = func(input, weight, bias)
         term = _Term(weight, bias, product)
-        return _mapped(scope, x, scope.source(x), (term,), output)
+        return _mapped(keeper, x, keeper.source(x), (term,), output)
 
 
 def _mapped(
-    scope: "Scope", x: Tensor, source: Source, terms: tuple[_Term, ...], output: Tensor
+    keeper: Keeper, x: Tensor, source: Source, terms: tuple[_Term, ...], output: Tensor
 ) -> Tensor:
     parameters = [one for term in terms for one in (term.weight, term.bias)]
     products = tuple(term.product for term in terms)
     output = _Linear.apply(x, source, products, Known(output), *parameters)
-    scope.ledger.of(output).made_by = _Mapped(Origin(x), source, terms)
+    keeper.ledger.of(output).made_by = _Mapped(Origin(x), source, terms)
     return output
 
 
-def add(scope: "Scope", func: Any, one: Any, other: Any, **named: Any) -> Any:
+def add(keeper: Keeper, func: Any, one: Any, other: Any, **named: Any) -> Any:
     """Rule for sums: of two maps of one x, backward reads that x once."""
-    made = [_made_by(scope, part) for part in (one, other)]
+    made = [_made_by(keeper, part) for part in (one, other)]
     left, right = made
     if (
         left is not None
@@ -269,21 +289,42 @@ def add(scope: "Scope", func: Any, one: Any, other: Any, **named: Any) -> Any:
     ):
         with torch.no_grad():
             total = func(one, other)
-        return _mapped(scope, x, left.source, left.terms + right.terms, total)
+        return _mapped(keeper, x, left.source, left.terms + right.terms, total)
     return func(one, other, **named)
 
 
-def _made_by(scope: "Scope", part: Any) -> _Mapped | None:
+def divide(keeper: Keeper, func: Any, one: Any, other: Any, **named: Any) -> Any:
+    """Rule for quotients: sums over neighbours by their number are a map as well."""
+    result = func(one, other, **named)
+    known = keeper.ledger.known(one) if isinstance(one, Tensor) else None
+    made_by = None if known is None else known.made_by
+    if (
+        isinstance(made_by, Aggregated)
+        and isinstance(other, Tensor)
+        and not other.requires_grad
+        and not named
+        and result.ndim == 2
+        and other.shape in (result.shape, (len(result), 1))
+        and (other.shape[1] == 1 or other.stride(1) == 0)
+    ):
+        divisor = other[:, :1]
+        watched = watch([("a number of neighbours", divisor)])
+        product = Divided(made_by.product, divisor, watched)
+        keeper.ledger.of(result).made_by = Aggregated(made_by.x, product)
+    return result
+
+
+def _made_by(keeper: Keeper, part: Any) -> _Mapped | None:
     if not isinstance(part, Tensor) or part.layout != torch.strided:
         return None
-    known = scope.ledger.known(part)
+    known = keeper.ledger.known(part)
     made_by = None if known is None else known.made_by
     return made_by if isinstance(made_by, _Mapped) else None
 
 
-def _mark_cast(scope: "Scope", x: Tensor, cast: Tensor) -> None:
-    source = scope.source(x)
-    value = scope.ledger.of(cast)
+def _mark_cast(keeper: Keeper, x: Tensor, cast: Tensor) -> None:
+    source = keeper.source(x)
+    value = keeper.ledger.of(cast)
     if value.is_open:
         value.settle(Cast(cast.shape, cast.dtype, cast.device, source))
 
@@ -304,7 +345,7 @@ def _is_trained(input: Tensor, weight: Tensor) -> bool:
 
 
 def sparse_product(
-    scope: "Scope", func: Any, matrix: Any, x: Any, *others: Any, **named: Any
+    keeper: Keeper, func: Any, matrix: Any, x: Any, *others: Any, **named: Any
 ) -> Any:
     """Rule for products of matrices, where the first is sparse and fixed."""
     reduce = _reduction(others, named)
@@ -324,7 +365,7 @@ def sparse_product(
         output = func(matrix, x, *others, **named)
     if x.requires_grad:
         output = _SparseProduct.apply(x, Known(output), product)
-    value = scope.ledger.of(output)
+    value = keeper.ledger.of(output)
     value.made_by = Aggregated(Origin(x), product)
     return output
 
@@ -341,5 +382,6 @@ RULES: dict[Any, Any] = {
     torch.nn.functional.linear: linear,
     **dict.fromkeys(_SPARSE, sparse_product),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__), add),
+    **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__), divide),
     **dict.fromkeys((Tensor.mm, Tensor.matmul, Tensor.__matmul__), sparse_product),
 }

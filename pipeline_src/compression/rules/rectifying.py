@@ -7,7 +7,7 @@ BatchNorm's own node is left to those who use its output otherwise.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from pipeline_src.compression.config import Codes
+from pipeline_src.compression.keeper import Keeper
 from pipeline_src.compression.sources import Normalized, Rectified
 from pipeline_src.compression.values import Value
 from pipeline_src.quant.first_order import first_order
@@ -26,9 +27,6 @@ from pipeline_src.quant.rectified import (
     RectifiedSetting,
     encode_beside,
 )
-
-if TYPE_CHECKING:
-    from pipeline_src.compression.scope import Scope
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -44,7 +42,7 @@ class _Normalized:
 
 
 def batch_norm(
-    scope: "Scope",
+    keeper: Keeper,
     func: Any,
     input: Tensor,
     running_mean: Tensor | None,
@@ -57,7 +55,7 @@ def batch_norm(
 ) -> Tensor:
     """Rule for functional.batch_norm: what it calls, with statistics at hand."""
     arguments = running_mean, running_var, weight, bias, training, momentum, eps
-    choice = scope.choice()
+    choice = keeper.choice()
     if (
         not training
         or not isinstance(choice, Codes)
@@ -65,15 +63,15 @@ def batch_norm(
         or not input.requires_grad
         or input.ndim != 2
         or input.dtype not in _FLOATS
-        or input.numel() < scope.config.min_numel
+        or input.numel() < keeper.config.min_numel
         or torch.is_autocast_enabled(input.device.type)
     ):
         return func(input, *arguments)
     if len(input) < 2:
         return func(input, *arguments)  # which refuses it
-    value = scope.wait(
+    value = keeper.wait(
         input,
-        lambda: value.settle(scope.coded(_tensor(value), choice)),
+        lambda: value.settle(keeper.coded(_tensor(value), choice)),
     )
     output, mean, inverse_std, _, _ = torch._batch_norm_impl_index(
         input,
@@ -92,7 +90,7 @@ def batch_norm(
         zeros = mean.new_zeros(width) if bias is None else bias.detach().float()
         normalization = Normalization(mean, inverse_std, ones, zeros)
         made_by = _Normalized(value, normalization, weight, bias)
-        scope.ledger.of(output).made_by = made_by
+        keeper.ledger.of(output).made_by = made_by
     return output
 
 
@@ -101,9 +99,9 @@ def _tensor(value: Value) -> Tensor:
     return value.waiting
 
 
-def relu(scope: "Scope", func: Any, input: Tensor, inplace: bool = False) -> Tensor:
+def relu(keeper: Keeper, func: Any, input: Tensor, inplace: bool = False) -> Tensor:
     """Rule for ReLU in all its names."""
-    choice = scope.choice()
+    choice = keeper.choice()
     is_inplace = inplace or func in _IN_PLACE
     if (
         not isinstance(choice, Codes)
@@ -111,11 +109,11 @@ def relu(scope: "Scope", func: Any, input: Tensor, inplace: bool = False) -> Ten
         or not input.requires_grad
         or input.ndim < 2
         or input.dtype not in _FLOATS
-        or input.numel() < scope.config.min_numel
+        or input.numel() < keeper.config.min_numel
         or not input.is_contiguous()
     ):
         return func(input, inplace) if inplace else func(input)
-    known = scope.ledger.known(input)
+    known = keeper.ledger.known(input)
     made_by = None if known is None else known.made_by
     coder = RectifiedCoder(choice.bits, choice.rows_per_block)
     if isinstance(made_by, _Normalized) and made_by.of.waiting is not None:
@@ -127,15 +125,15 @@ def relu(scope: "Scope", func: Any, input: Tensor, inplace: bool = False) -> Ten
             made_by.bias,
             made_by.normalization,
             coder,
-            scope.seed(input.device),
+            keeper.seed(input.device),
             is_inplace,
         )
         codes = output.grad_fn.codes
         made_by.of.settle(Normalized(y.shape, y.dtype, y.device, codes))
     else:
-        output = _Relu.apply(input, coder, scope.seed(input.device), is_inplace)
+        output = _Relu.apply(input, coder, keeper.seed(input.device), is_inplace)
         codes = output.grad_fn.codes
-    scope.ledger.of(output).settle(
+    keeper.ledger.of(output).settle(
         Rectified(output.shape, output.dtype, output.device, codes)
     )
     return output

@@ -1,0 +1,1 @@
+"""Edge-sized tensors: messages as expressions, formed range by range."""

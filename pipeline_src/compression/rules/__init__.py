@@ -1,0 +1,1 @@
+"""Rules: what single torch functions keep for backward."""
