@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from tests.gpu_proof.cases import Case, Size, all_cases
-from tests.gpu_proof.machine_code import WRITTEN_FOR
 from tests.gpu_proof.planted import planted_cases
 from tests.gpu_proof.pretended_cuda import (
     Launch,
@@ -33,6 +32,8 @@ from tests.gpu_proof.pretended_cuda import (
     tensors_of,
 )
 from tests.gpu_proof.recording import Call, kernels, recorded, results_of
+
+WRITTEN_FOR = "sm_90"
 
 
 @dataclass

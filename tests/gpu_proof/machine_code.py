@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ARCHITECTURES = ("sm_80", "sm_90", "gfx942")
-WRITTEN_FOR = "sm_90"
+RANKED_ON = "sm_90"
 
 _SASS = re.compile(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", re.M)
 _SASS_ACCESS = re.compile(r"^(LDG|STG)\b.*?(?:\.(U8|S8|U16|S16|64|128))?$")
@@ -43,12 +43,12 @@ def figures(name: str, text: str) -> dict[str, dict[str, Any]]:
     allowed = most_spills(name, text)
     order = range(count_configurations(name, text))
     found: dict[str, dict[str, Any]] = {}
-    for device in (WRITTEN_FOR, *ARCHITECTURES):
+    for device in (RANKED_ON, *ARCHITECTURES):
         if device in found:
             continue
         tried = (_figures(name, text, device, one) for one in order)
         try:
-            if device == WRITTEN_FOR:
+            if device == RANKED_ON:
                 tried = sorted(tried, key=_cost)
                 order = [one["configuration"] - 1 for one in tried]
             found[device] = first_timed(tried, allowed)

@@ -177,13 +177,18 @@ blocks that do not, with even and uneven bins, what a GPU's first call would do:
 1. Inductor writes the Triton module for fake CUDA tensors, called through the
    library's own operations and its own `fuse`, as for an H100.
 2. Triton compiles each kernel to machine code for sm_80, sm_90 and, for no other
-   purpose than to know that it compiles, AMD's gfx942.
+   purpose than to know that it compiles, AMD's gfx942; for sm_90 in every configuration
+   that Inductor would time there.
 3. Triton's interpreter runs the whole module on the CPU, at odd sizes, and the result
    is compared with the plain function: to the bit, sums too, because kernels add rows
    in the plain function's order.
 4. Figures of the machine code are compared with the committed table. A worse one
    fails, a better one asks to be committed: `python -m tests.gpu_proof.prove
    --publish`.
+
+`.ci/run` proves, whole, what has changed since the table was published, and the steps:
+beside the table stands a digest for each case, of all that decides about it
+(`make gpu-proof-changed`). What has not changed it takes from the table.
 
 Laws that no table excuses: it compiles on all three; one launch (`active_sums` two,
 and three where compressed blocks share words, as blocks of 63 values do below 8 bits:
@@ -203,7 +208,8 @@ data, a copy between host and device, or an operation on two devices fails.
 - **Speed.** Nothing was timed. `roofline.md` estimates.
 - **Which configuration autotuning picks.** A device times several of a kernel, those
   that spill registers left out by an option of the library's. Figures are those of the
-  first that it would time; the table says which one that is.
+  one, of these, that takes the fewest instructions on sm_90; the table says which one
+  that is. A device may prefer one with fewer registers.
 - **cuSPARSE**, which multiplies by the adjacency matrix: what it does with an output
   that is not initialised, and whether it repeats to the bit.
 - **The exact bits of a GPU.** The interpreter rounds each operation as IEEE 754 says.
@@ -227,8 +233,10 @@ architecture. In short, over cases and architectures:
 ## Before
 
 What kernels were when they had been written for a CPU alone, under
-`torch.compile(dynamic=True)`, beside what they are now; both on sm_90, with torch 2.13
-and the first configuration. The figures of before are not made by this proof: they were
+`torch.compile(dynamic=True)`, beside what they are now; both on sm_90, with torch 2.13.
+The figures of now are those of the configuration with the fewest instructions; those
+of before of the first one, but for the instructions of `compress` and `gradient_sums`,
+where all were tried. They are not made by this proof: they were
 counted once, by hand-run scripts with the same compilers, and are kept in
 `results/published/gpu_proof_before.csv`; an empty cell was not counted. Four of these
 kernels did not compile then and had been mended by hand to be counted (compress at 1

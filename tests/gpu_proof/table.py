@@ -218,6 +218,8 @@ class Table:
 KERNELS = Table(FOLDER / "gpu_proof.csv", COLUMNS, 3)
 STEPS = Table(FOLDER / "gpu_proof_steps.csv", STEP_COLUMNS, 3)
 BEFORE = Table(FOLDER / "gpu_proof_before.csv", {}, 1)  # only read: never made again
+# What each case was proven with when KERNELS was written: one digest of all of it.
+DIGESTS = Table(FOLDER / "gpu_proof_digests.csv", {"case": None, "digest": None}, 1)
 # Made of KERNELS by pages.py: no figure of it was counted or measured.
 ESTIMATES = Table(
     FOLDER / "gpu_estimates.csv",
