@@ -10,6 +10,8 @@ from torch_geometric.utils import to_torch_csr_tensor
 
 from pipeline_src.compression.attachment import compress
 from pipeline_src.compression.memory.fakes import Fakes, UnknownValueError
+from pipeline_src.compression.memory.kernel_shapes import KernelShapes
+from pipeline_src.compression.memory.sparse_parts import parts
 from pipeline_src.compression.memory.step import follow_step, mean_square
 from pipeline_src.training.meters import (
     ALLOCATION_UNIT,
@@ -83,6 +85,8 @@ def test_fake_steps_need_what_real_ones_do(name, graph):
     saved, peak = measured(model, *inputs)
     found = predicted(model, *inputs)
     assert found.saved == saved
+    if graph == "edge index":
+        assert found.peak == peak  # no kernel of these has scratch
     assert found.peak == pytest.approx(peak, rel=AGREEMENT)
     parameters = [*model.parameters(), *model.buffers()]
     assert found.model == resident_bytes(parameters)
@@ -155,6 +159,18 @@ def test_shapes_of_a_sparse_matrix_alone_will_do():
     assert (found.saved, found.state) == (expected.saved, expected.state)
 
 
+def test_the_transpose_of_a_fake_matrix_has_its_parts():
+    fakes = Fakes(CPU)
+    fake = fakes.values(GRAPHS["csr"]())
+    with fakes.entered():
+        found = [(part.shape, part.dtype) for part in parts(fake.t())]
+        # Indices have their values still, and are no memory of their own.
+        assert [part.tolist() for part in parts(fake.t())[:2]] == [
+            part.tolist() for part in parts(GRAPHS["csr"]())[:2]
+        ]
+    assert found == [(part.shape, part.dtype) for part in parts(GRAPHS["csr"]().t())]
+
+
 def test_values_that_were_overwritten_are_not_known():
     class Overwrites(nn.Module):
         def __init__(self):
@@ -184,6 +200,22 @@ def test_values_that_are_needed_are_asked_for():
     assert predicted(model, features(), edges()).saved >= 0
     with pytest.raises(UnknownValueError, match="give the integers of the input"):
         predicted(model, features(), edges().to("meta"))
+
+
+def test_kernels_write_where_they_wrote():
+    """What a kernel changed in place is not made anew when it is told from memory."""
+
+    def plain(x, width):
+        return x.add_(1)[1:], x.new_empty(len(x), width)
+
+    fakes, shapes = Fakes(CPU), KernelShapes()
+    with fakes.entered():
+        for _ in range(2):
+            x = torch.empty(6, 4)
+            view, new = shapes.results(plain, (x, 3))
+            assert view.untyped_storage()._cdata == x.untyped_storage()._cdata
+            assert (view.shape, view.storage_offset()) == ((5, 4), 4)
+            assert new.shape == (6, 3)
 
 
 def test_neither_model_nor_noise_is_touched():
