@@ -3,6 +3,7 @@
 # make lint      formatting, types and the workflow's own linter
 # make docs      the site below docs/_build/html; a broken link or reference fails
 # make gpu-proof what can be proven of the GPU's kernels on any machine; fetches Triton
+# make gpu-proof-changed  the same of kernels that the published proof was not made with
 # Each makes the environment in .venv first when it is missing or out of date.
 # make gpu       measures a GPU within ten minutes; uses PYTHON as it is, installs nothing
 
@@ -29,7 +30,7 @@ ifndef HOME
 export HOME := $(or $(shell getent passwd "$$(id -u)" | cut -d : -f 6),/tmp)
 endif
 
-.PHONY: results test lint docs gpu gpu-proof
+.PHONY: results test lint docs gpu gpu-proof gpu-proof-changed
 
 results: $(VENV)/.installed
 	$(RUN) snakemake --cores $(CORES)
@@ -50,10 +51,14 @@ docs: $(VENV)/.installed-docs
 gpu:
 	$(PYTHON) workflow/gpu.py --device $(DEVICE) --seconds $(SECONDS)
 
-gpu-proof: export PYTHONPATH := $(TRITON)
+gpu-proof gpu-proof-changed: export PYTHONPATH := $(TRITON)
 gpu-proof: $(TRITON)/.installed
 	$(RUN) tests.gpu_proof.prove
 	OMP_NUM_THREADS=1 $(RUN) pytest tests/gpu_proof
+
+gpu-proof-changed: $(TRITON)/.installed
+	$(RUN) tests.gpu_proof.prove --changed
+	OMP_NUM_THREADS=1 $(RUN) pytest tests/gpu_proof -m "not whole_proof"
 
 # No dependencies: pip would take another torch, and gigabytes.
 $(TRITON)/.installed: $(VENV)/.installed

@@ -158,7 +158,13 @@ STRICTER: dict[str, set[str]] = {
     # Nothing that imports xarray or netCDF4.
     "measuring.gpu": {
         *("measuring.byte_books", "measuring.gpu", "measuring.rivals"),
-        *("gnn.aggregation", "graphs", "quant.blockwise", "training.meters"),
+        *(
+            "gnn.aggregation",
+            "graphs",
+            "quant.blockwise",
+            "quant.rectified",
+            "training.meters",
+        ),
         *("training.spec", "training.step_memory", "training.trainer"),
     },
     "measuring.gpu.results": set(),

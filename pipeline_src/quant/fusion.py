@@ -44,6 +44,8 @@ NUMERICS = {
     "eager_numerics.division_rounding": True,
     "cpp.enable_floating_point_contract_flag": "off -fwrapv",
 }
+# Of the ways to run a kernel that are timed on a GPU, none that spills registers.
+NO_SPILLS = {"triton.spill_threshold": 0}
 # A compiler left to itself keeps what is used often or takes many operations, in a
 # tensor of the full size that one kernel writes and the next one reads, and compares
 # what two loops access before it has joined their dimensions.
@@ -87,7 +89,8 @@ def fuse(
 
         if twin is None:
             config.recompile_limit = max(config.recompile_limit, _MAX_MODULES)
-            options: dict[str, Any] = NUMERICS | (_ONE_PASS if one_pass else {})
+            options: dict[str, Any] = NUMERICS | NO_SPILLS
+            options |= _ONE_PASS if one_pass else {}
             twin = torch.compile(plain, fullgraph=True, dynamic=False, options=options)
         aliases = tuple(map(_alias, arguments))
         named = SimpleNamespace(**dict(zip(names, aliases, strict=True)))

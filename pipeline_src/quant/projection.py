@@ -75,5 +75,6 @@ def _entries(seed: Tensor, num_features: int, num_projected: int) -> Tensor:
     return torch.where(is_negative, -entry, entry).to(torch.float32)
 
 
-# Of one size per layer: the matrix has no rows of nodes.
-_entries_fused = fuse(_entries, rows={})
+# Of one size per layer: the matrix has no rows of nodes. Its keys are hashed anew for
+# each entry, which costs a GPU less than to start a kernel for them.
+_entries_fused = fuse(_entries, rows={}, one_pass=True)

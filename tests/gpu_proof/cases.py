@@ -59,7 +59,6 @@ class Case:
     large: Size
     more: tuple[Size, ...]  # of the same widths: one module is to serve them too
     odd: tuple[Size, ...] = ()  # of other widths
-    adds: bool = False  # its results are sums, which depend on the order of adding
 
 
 def uneven(num_levels: int, device: str) -> Tensor:
@@ -247,8 +246,12 @@ def _mask(device: str, size: Size) -> Any:
 
 
 def _bitmask() -> Iterator[Case]:
+    # Bytes, where their number is no multiple of four, are tensors of another type.
+    words: dict[str, Any] = {"large": (NODES * 256,), "more": ((1024,), (4096,))}
+    yield Case("pack_mask", "bitmask._pack", _pack, **words)
+    single: dict[str, Any] = {"large": (NODES * 256 + 8,), "more": ((1001,), (4097,))}
+    yield Case("pack_mask of bytes", "bitmask._pack", _pack, **single)
     flat: dict[str, Any] = {"large": (NODES * 256,), "more": ((1001,), (4097,))}
-    yield Case("pack_mask", "bitmask._pack", _pack, **flat)
     yield Case("mask_gradient", "bitmask._mask", _mask, **flat)
 
 

@@ -1,9 +1,10 @@
-"""The two pages of the documentation that are made of the committed tables.
+"""What is made of the committed tables: two pages of the documentation, and estimates.
 
     python -m tests.gpu_proof.pages
 
-writes docs/explanation/gpu_proof.md and roofline.md. A test compares them with the
-tables, so neither can be left behind.
+writes docs/explanation/gpu_proof.md and roofline.md, and the estimates that `make gpu`
+sets beside what it measures. A test compares them with the tables, so none can be left
+behind.
 """
 
 from dataclasses import dataclass
@@ -53,6 +54,18 @@ def share_of_copy(row: dict[str, str]) -> float:
         moved / device.copied, float(row["instructions_per_value"]) / device.issued
     )
     return needed / device.copied / time
+
+
+def estimates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A row for each case on each of DEVICES."""
+    return [
+        {
+            **{"case": row["case"], "device": row["device"]},
+            "estimated_share": f"{share_of_copy(row):.2f}",
+        }
+        for row in rows
+        if row["device"] in DEVICES
+    ]
 
 
 def roofline(rows: list[dict[str, str]]) -> str:
@@ -164,13 +177,18 @@ blocks that do not, with even and uneven bins, what a GPU's first call would do:
 1. Inductor writes the Triton module for fake CUDA tensors, called through the
    library's own operations and its own `fuse`, as for an H100.
 2. Triton compiles each kernel to machine code for sm_80, sm_90 and, for no other
-   purpose than to know that it compiles, AMD's gfx942.
+   purpose than to know that it compiles, AMD's gfx942; for sm_90 in every configuration
+   that Inductor would time there.
 3. Triton's interpreter runs the whole module on the CPU, at odd sizes, and the result
-   is compared with the plain function: to the bit; for sums within 2 n eps times the
-   sum of the n terms' magnitudes, because the order of adding is the device's own.
+   is compared with the plain function: to the bit, sums too, because kernels add rows
+   in the plain function's order.
 4. Figures of the machine code are compared with the committed table. A worse one
    fails, a better one asks to be committed: `python -m tests.gpu_proof.prove
    --publish`.
+
+`.ci/run` proves, whole, what has changed since the table was published, and the steps:
+beside the table stands a digest for each case, of all that decides about it
+(`make gpu-proof-changed`). What has not changed it takes from the table.
 
 Laws that no table excuses: it compiles on all three; one launch (`active_sums` two,
 and three where compressed blocks share words, as blocks of 63 values do below 8 bits:
@@ -188,7 +206,10 @@ data, a copy between host and device, or an operation on two devices fails.
 ## What is not proven
 
 - **Speed.** Nothing was timed. `roofline.md` estimates.
-- **Which configuration autotuning picks.** Figures are those of the first one.
+- **Which configuration autotuning picks.** A device times several of a kernel, those
+  that spill registers left out by an option of the library's. Figures are those of the
+  one, of these, that takes the fewest instructions on sm_90; the table says which one
+  that is. A device may prefer one with fewer registers.
 - **cuSPARSE**, which multiplies by the adjacency matrix: what it does with an output
   that is not initialised, and whether it repeats to the bit.
 - **The exact bits of a GPU.** The interpreter rounds each operation as IEEE 754 says.
@@ -212,8 +233,10 @@ architecture. In short, over cases and architectures:
 ## Before
 
 What kernels were when they had been written for a CPU alone, under
-`torch.compile(dynamic=True)`, beside what they are now; both on sm_90, with torch 2.13
-and the first configuration. The figures of before are not made by this proof: they were
+`torch.compile(dynamic=True)`, beside what they are now; both on sm_90, with torch 2.13.
+The figures of now are those of the configuration with the fewest instructions; those
+of before of the first one, but for the instructions of `compress` and `gradient_sums`,
+where all were tried. They are not made by this proof: they were
 counted once, by hand-run scripts with the same compilers, and are kept in
 `results/published/gpu_proof_before.csv`; an empty cell was not counted. Four of these
 kernels did not compile then and had been mended by hand to be counted (compress at 1
@@ -249,6 +272,7 @@ def pages() -> dict[Path, str]:
 
 if __name__ == "__main__":
     for path, text in pages().items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
+    table.ESTIMATES.write(estimates(table.KERNELS.read()))
+    print(f"wrote {table.ESTIMATES.path}")

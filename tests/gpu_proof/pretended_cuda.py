@@ -380,8 +380,20 @@ def _on_meta(given: Any) -> Any:
     return _empty_meta(tuple(given.shape), given.stride(), given.dtype)
 
 
-def compile_kernel(name: str, text: str, architecture: str) -> tuple[Any, dict]:
-    """Machine code of a kernel in its first configuration.
+def count_configurations(name: str, text: str) -> int:
+    """How many of a kernel a device would be asked to time."""
+    return len(getattr(_loaded(text), name).configs)
+
+
+def most_spills(name: str, text: str) -> int:
+    """Spills beyond which a device is not asked to time a configuration."""
+    return getattr(_loaded(text), name).inductor_meta["spill_threshold"]
+
+
+def compile_kernel(
+    name: str, text: str, architecture: str, configuration: int
+) -> tuple[Any, dict]:
+    """Machine code of a kernel in one of its configurations.
 
     Returns:
         Triton's compiled kernel (`asm`, `metadata`); the configuration.
@@ -390,7 +402,7 @@ def compile_kernel(name: str, text: str, architecture: str) -> tuple[Any, dict]:
     compiler = importlib.import_module("triton.compiler")
     backend = importlib.import_module("triton.backends.compiler")
     tuner = getattr(_loaded(text), name)
-    config = tuner.configs[0]
+    config = tuner.configs[configuration]
     meta = tuner._create_compile_meta(config)
     source = compiler.ASTSource(
         tuner.fn, meta["signature"], meta["constants"], meta["configs"][0]

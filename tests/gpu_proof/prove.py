@@ -2,11 +2,13 @@
 
     python -m tests.gpu_proof.prove              prove, and compare with the table
     python -m tests.gpu_proof.prove --publish    prove, and write the table
+    python -m tests.gpu_proof.prove --changed    prove what the table was not made with
 
 Two processes at most work at a time: first on modules and the interpreter, then on
 machine code. What they find is kept in .cache/gpu_proof by its content: a case by the
 library's files behind its kernel, the proof's own files and the versions; a kernel's
-machine code by the kernel's text. What has not changed costs nothing.
+machine code by the kernel's text. What has not changed costs nothing. Beside the table
+stand the digests that its cases had, by which a fresh clone knows what has changed.
 """
 
 import argparse
@@ -70,6 +72,25 @@ def _library_of(kernel: str) -> list[bytes]:
     file = Path(kernels()[kernel].module.__file__)
     files = {file, *imported_sources(file, ROOT)}
     return [path.read_bytes() for path in sorted(files)]
+
+
+def digests(cases: Iterable[Case]) -> list[dict[str, str]]:
+    """One row for each case: what it depends on, in the library and in the proof."""
+    proof = sorted({*_GENERATING, *_COMPILING})
+    return [
+        {"case": one.name, "digest": _digest(_library_of(one.kernel), proof)[:16]}
+        for one in cases
+    ]
+
+
+def changed(cases: list[Case]) -> list[Case]:
+    """Those that the committed table was not made with."""
+    committed = table.DIGESTS.read()
+    return [
+        case
+        for case, row in zip(cases, digests(cases), strict=True)
+        if row not in committed
+    ]
 
 
 def _digest(contents: Iterable[bytes], proof: Iterable[str]) -> str:
@@ -176,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="cases whose name holds one of them")
     parser.add_argument("--publish", action="store_true", help="write the table")
+    parser.add_argument("--changed", action="store_true", help="only what has changed")
     arguments = parser.parse_args()
     if reason := obstacle():
         sys.exit(reason)
@@ -184,6 +206,9 @@ def main() -> None:
         for name, case in all_cases().items()
         if not arguments.words or any(word in name for word in arguments.words)
     ]
+    if arguments.changed:
+        cases = changed(cases)
+        print(f"{len(cases)} cases have changed since the table was written")
     found = proven(cases)
     broken = [line for one in found for line in table.broken_laws(one)]
     print(*broken, sep="\n")
@@ -194,8 +219,9 @@ def main() -> None:
         line for one, rows in parts for line in one.differences(one.read(), rows)
     ]
     print(*differences, sep="\n")
-    if arguments.publish and not arguments.words and not broken:
-        for one, rows in parts:
+    is_whole = not (arguments.words or arguments.changed)
+    if arguments.publish and is_whole and not broken:
+        for one, rows in (*parts, (table.DIGESTS, digests(cases))):
             one.write(rows)
             print(f"wrote {one.path.relative_to(ROOT)}")
         return

@@ -25,6 +25,7 @@ COLUMNS: dict[str, bool | None] = {
     "modules": False,  # that one compilation for all numbers of rows takes
     "launches": False,
     "extern_calls": False,
+    "configuration": None,  # of those that Inductor would time: fewest instructions
     "registers": False,  # of the kernel that takes most
     "spills": False,
     "float64": False,  # instructions
@@ -85,6 +86,7 @@ def _row(
         "modules": one["modules"],
         "launches": len(one["launches"]),
         "extern_calls": len(one["extern_calls"]),
+        "configuration": max(code["configuration"] for code in launched),
         "registers": max(code["registers"] for code in launched),
         "spills": sum(code["spills"] + code["local"] for code in launched),
         "float64": sum(code["float64"] for code in launched),
@@ -216,6 +218,14 @@ class Table:
 KERNELS = Table(FOLDER / "gpu_proof.csv", COLUMNS, 3)
 STEPS = Table(FOLDER / "gpu_proof_steps.csv", STEP_COLUMNS, 3)
 BEFORE = Table(FOLDER / "gpu_proof_before.csv", {}, 1)  # only read: never made again
+# What each case was proven with when KERNELS was written: one digest of all of it.
+DIGESTS = Table(FOLDER / "gpu_proof_digests.csv", {"case": None, "digest": None}, 1)
+# Made of KERNELS by pages.py: no figure of it was counted or measured.
+ESTIMATES = Table(
+    FOLDER / "gpu_estimates.csv",
+    {"case": None, "device": None, "estimated_share": True},
+    2,
+)
 
 
 def _verdict(old: str, new: str, more_is_better: bool | None) -> str:

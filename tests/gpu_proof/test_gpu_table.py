@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu_proof import pages, table, versions
-from tests.gpu_proof.machine_code import of_sass, unlike_eager
+from tests.gpu_proof.machine_code import first_timed, of_sass, unlike_eager
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
 
 def test_every_figure_has_a_direction():
     described = {name for name, better in table.COLUMNS.items() if better is None}
-    assert described == {"case", "kernel", "device"}
+    assert described == {"case", "kernel", "device", "configuration"}
 
 
 SASS = """
@@ -74,12 +74,26 @@ def test_instructions_are_counted_by_kind():
 
 
 @pytest.mark.parametrize(
+    ("spills", "allowed", "chosen"),
+    [((0, 0), 0, 1), ((3, 0), 0, 2), ((3, 0), 3, 1), ((3, 2), 0, 1)],
+)
+def test_what_spills_is_passed_over_as_on_a_device(spills, allowed, chosen):
+    tried = [
+        {"spills": n, "local": 0, "configuration": i}
+        for i, n in enumerate(spills, start=1)
+    ]
+    assert first_timed(iter(tried), allowed)["configuration"] == chosen
+
+
+@pytest.mark.parametrize(
     ("line", "count"),
     [
         ("fma.rn.f32 \t%r1, %r2, %r3, %r4;", 1),
         ("div.full.f32 \t%r1, %r2, %r3;", 1),
         ("div.full.ftz.f32 \t%r1, %r2, %r3;", 1),
         ("rcp.approx.ftz.f32 \t%r1, %r2;", 1),
+        ("sqrt.approx.ftz.f32 \t%r1, %r2;", 1),
+        ("sqrt.rn.f32 \t%r1, %r2;", 0),
         ("div.rn.f32 \t%r1, %r2, %r3;", 0),
         ("mul.f32 \t%r1, %r2, %r3;\n add.f32 \t%r1, %r2, %r3;", 0),
     ],
@@ -139,17 +153,18 @@ def test_a_share_of_copy_bandwidth_is_the_slower_of_bytes_and_instructions():
 
 
 @pytest.mark.skipif(not table.KERNELS.path.exists(), reason="no table is published yet")
-def test_pages_are_made_of_the_committed_tables():
+def test_pages_and_estimates_are_made_of_the_committed_tables():
     for path, text in pages.pages().items():
         assert path.read_text(encoding="utf-8") == text, (
             "python -m tests.gpu_proof.pages"
         )
+    assert table.ESTIMATES.read() == pages.estimates(table.KERNELS.read())
 
 
 def proven_case(name="decompress 2 bits", launches=1, spilling=()):
     """What is known of a case without a fault, but for spills on some devices."""
     code = {
-        **{"registers": 1, "instructions": 1, "threads": 1},
+        **{"configuration": 1, "registers": 1, "instructions": 1, "threads": 1},
         **{"float64": 0, "spills": 0, "local": 0, "loads": {}, "stores": {}},
     }
     codes = {

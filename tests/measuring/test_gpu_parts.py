@@ -9,7 +9,7 @@ from pipeline_src.gnn import aggregation as aggregations
 from pipeline_src.gnn.aggregation import gcn_aggregation, mean_aggregation
 from pipeline_src.graphs.graph import check_graph
 from pipeline_src.graphs.sizes import GraphSizes
-from pipeline_src.measuring.gpu import agreement, kernels, steps
+from pipeline_src.measuring.gpu import agreement, kernels, lean_agreement, steps
 from pipeline_src.measuring.gpu.aggregation import COLUMNS as OF_AGGREGATION
 from pipeline_src.measuring.gpu.aggregation import (
     WIDTHS,
@@ -19,6 +19,7 @@ from pipeline_src.measuring.gpu.aggregation import (
 from pipeline_src.measuring.gpu.agreement import codes_of, compare_codes
 from pipeline_src.measuring.gpu.clock import Deadline, DeviceClock, Timed
 from pipeline_src.measuring.gpu.graphs import drawn_graph
+from pipeline_src.measuring.gpu.kernel_calls import LEAN_OPERATIONS
 from pipeline_src.measuring.gpu.results import Rows, read_rows
 from pipeline_src.measuring.gpu.summary import faults
 
@@ -155,6 +156,45 @@ def test_codes_stand_in_the_order_of_values():
     assert torch.equal(codes_of(packed, 2), codes)
 
 
+LEAN = (160, 24)
+
+
+def test_leans_kernels_agree_with_themselves(tmp_path):
+    rows = Rows(tmp_path / "lean_agreement.csv", lean_agreement.COLUMNS)
+    plan = {"shape": LEAN, "compile": False}
+    left = lean_agreement.compare_devices(rows, "cpu", CPU, Deadline(HOUR), **plan)
+    assert left == []
+    found = read_rows(rows.path)
+    assert [row["bits"] for row in found] == ["2", "4", "8", "1"]
+    assert not faults("lean_agreement", found)
+    left = lean_agreement.compare_devices(rows, "cpu", CPU, Deadline(-1.0), **plan)
+    assert left == ["2 bits", "4 bits", "8 bits", "1 bits"]
+
+
+@pytest.mark.parametrize("wrong", ["codes", "ends", "h", "output", "gradient", "sums"])
+def test_a_wrong_bit_of_leans_is_a_fault(wrong, monkeypatch):
+    """The last bit of one value; of a sum, four times what its order may move."""
+    original = lean_agreement._results
+
+    def disturbed(bits, y, gradient, norm, sums, device, compile):
+        found = original(bits, y, gradient, norm, sums, device, False)
+        if compile and wrong == "sums":
+            found["sums"][1, 3] += 8 * len(y) * 2.0**-24 * len(y)
+        elif compile:
+            of = found[wrong].view(-1)
+            (of if of.dtype == torch.uint8 else of.view(torch.int32))[37 % len(of)] ^= 1
+        return found
+
+    monkeypatch.setattr(lean_agreement, "_results", disturbed)
+    found = lean_agreement.compare_lean(2, LEAN, CPU, True)
+    counts = {one: found[f"differing_{one}"] for one in lean_agreement.EXACT}
+    assert counts == {one: int(one == wrong) for one in lean_agreement.EXACT}
+    assert (found["sums_difference_over_bound"] > 1) == (wrong == "sums")
+    text = {name: str(value) for name, value in found.items()}
+    (fault,) = faults("lean_agreement", [text])
+    assert "lean, 2 bits" in fault
+
+
 # --- aggregation ----------------------------------------------------------------------
 
 
@@ -226,7 +266,8 @@ def test_each_map_direction_and_width_gets_a_row(tmp_path):
 
 
 def test_kernels_get_rows_until_the_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "SETTINGS", ((2, 64), (4, 64)))
+    settings = (("block-wise", 2, 64), ("lean", 4, 8))
+    monkeypatch.setattr(kernels, "SETTINGS", settings)
     plan = {"shape": (40, 16), "compile": False, "warmup": 1, "repeats": 2}
     rows = Rows(tmp_path / "kernels.csv", kernels.COLUMNS)
     assert kernels.time_kernels(rows, "cpu", CPU, Deadline(HOUR), **plan) == []
@@ -243,7 +284,18 @@ def test_kernels_get_rows_until_the_deadline(tmp_path, monkeypatch):
     # Five digits of each are written.
     assert float(compress["share_of_copy"]) == pytest.approx(moved / copied, rel=2e-4)
     left = kernels.time_kernels(rows, "cpu", CPU, Deadline(-1.0), **plan)
-    assert left == ["2 bits, blocks of 64", "4 bits, blocks of 64"]
+    assert left == ["block-wise, 2 bits, blocks of 64", "lean, 4 bits, blocks of 8"]
+    lean = {row["operation"]: row for row in found[4:]}
+    assert tuple(lean) == ("copy", "clone", *LEAN_OPERATIONS)
+    assert {row["samples"] for row in found[4:]} == {"2"}
+    # 640 values in 5 blocks of 8 rows: half a byte each, and a word per block.
+    assert {lean[name]["kept_bytes"] for name in LEAN_OPERATIONS} == {"340"}
+    moved = {name: int(lean[name]["bytes"]) - 340 for name in LEAN_OPERATIONS}
+    once, twice = 4 * 640, 8 * 640
+    assert moved == {
+        **{"encode": twice, "gradient_sums": once},
+        **{"backpropagate": twice, "output": once},
+    }
 
 
 def trained(tmp_path, methods, monkeypatch, deadline=HOUR):
@@ -336,6 +388,16 @@ def test_a_gpu_makes_the_codes_of_a_cpu(bits, even, compile):
     """But for values within rounding of an edge; metadata may not differ at all."""
     found = compare_codes(bits, even, 4_000_000, torch.device("cuda"), compile)
     assert faults("agreement", [{name: str(one) for name, one in found.items()}]) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [True, False], ids=["compiled", "plain"])
+@pytest.mark.parametrize("bits", lean_agreement.SETTINGS)
+def test_a_gpu_gives_leans_bits(bits, compile):
+    shape, cuda = lean_agreement.ARXIV_RUN, torch.device("cuda")
+    found = lean_agreement.compare_lean(bits, shape, cuda, compile)
+    text = {name: str(one) for name, one in found.items()}
+    assert faults("lean_agreement", [text]) == []
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from pipeline_src.quant.compilers import COMPILE_CHOICES, plain_kernels_warning
 from pipeline_src.quant.fusion import (
     MIN_NUMEL_ON_CPU,
+    NO_SPILLS,
     NUMERICS,
     fuse,
     fusion_pays,
@@ -124,7 +125,8 @@ def test_the_twin_is_made_at_the_first_call_and_kept(monkeypatch):
     fused = fuse(double, rows={})
     assert made == []
     assert (fused(1), fused(4)) == (("compiled", 2), ("compiled", 8))
-    assert made == [{"fullgraph": True, "dynamic": False, "options": NUMERICS}]
+    options = NUMERICS | NO_SPILLS
+    assert made == [{"fullgraph": True, "dynamic": False, "options": options}]
     assert (fused.__name__, fused.__doc__) == ("double", "Twice x.")
 
 

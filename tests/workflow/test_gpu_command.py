@@ -45,11 +45,12 @@ socket.socket.connect = socket.getaddrinfo = refuse
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
-    """A run of two parts on a machine without network and most packages."""
+    """A run of three parts on a machine without network and most packages."""
     folder = tmp_path_factory.mktemp("bare")
     (folder / "sitecustomize.py").write_text(BARE, encoding="utf-8")
     options = ["--device", "cpu", "--plain", "--seconds", "500"]
-    options += ["--results", str(folder / "gpu"), "--parts", "agreement", "kernels"]
+    parts = ("agreement", "lean_agreement", "kernels")
+    options += ["--results", str(folder / "gpu"), "--parts", *parts]
     found = subprocess.run(
         [sys.executable, str(SCRIPT), *options],
         cwd=folder,
@@ -64,10 +65,12 @@ def rehearsal(tmp_path_factory):
 
 def test_a_bare_machine_without_network_ends_with_results(rehearsal):
     states = {row["part"]: row["state"] for row in parts_of(rehearsal.folder)}
-    assert states == {"agreement": "done", "kernels": "done"}
+    assert states == dict.fromkeys(("agreement", "lean_agreement", "kernels"), "done")
     assert len(read_rows(rehearsal.folder / "agreement.csv")) == 7
     rows = read_rows(rehearsal.folder / "kernels.csv")
-    assert len(rows) == 4 * len(kernels.SETTINGS)
+    kinds = [kind for kind, _, _ in kernels.SETTINGS]
+    # Two moves and two operations, or four of lean's.
+    assert len(rows) == 4 * kinds.count("block-wise") + 6 * kinds.count("lean")
     description = json.loads((rehearsal.folder / "machine.json").read_text())
     assert {"xarray", "netCDF4"} <= set(description["lacking"])
 
@@ -83,6 +86,7 @@ def test_the_summary_says_that_it_is_a_rehearsal_and_what_was_not_measured(rehea
     text = (rehearsal.folder / "summary.md").read_text(encoding="utf-8")
     assert "A rehearsal on a CPU" in text
     assert "0 of 139776 codes differ from the CPU's, each beside an edge." in text
+    assert "Lean's kernels give the CPU's bits." in text
     _, _, training = text.partition(f"## {TABLES['training'][0]}")
     assert training.strip().startswith("Not measured.")
 
@@ -96,7 +100,7 @@ def parts_of(folder):
 
 @pytest.mark.parametrize(
     ("seconds", "last"),
-    [(600, "products"), (110, "tests"), (30, "aggregation"), (10, None)],
+    [(600, "products"), (125, "tests"), (45, "aggregation"), (10, None)],
 )
 def test_the_last_parts_are_left_out_first(seconds, last):
     fitting = GPU.parts_that_fit(GPU.PARTS, seconds)
@@ -259,17 +263,19 @@ def test_make_gpu_needs_no_environment_of_its_own():
 # --- the summary ----------------------------------------------------------------------
 
 KERNELS = """\
-operation,implementation,bits,share_of_copy
-compress,compiled,2,0.5
-compress,plain,2,0.01
-decompress,compiled,2,0.7
+operation,implementation,bits,block_size,share_of_copy
+compress,compiled,2,256,0.5
+compress,plain,2,256,0.01
+compress,compiled,2,63,0.4
+encode,compiled,2,1024,0.3
+output,compiled,2,1024,0.7
 """
 
 
 @pytest.fixture
 def folder(tmp_path):
     description = {"device": "A GPU", "torch": "2.11.0", "lacking": {}, "driver": "580"}
-    text = json.dumps({**description, "cpu_only": False})
+    text = json.dumps({**description, "cpu_only": False, "capability": "9.0"})
     (tmp_path / "machine.json").write_text(text, encoding="utf-8")
     (tmp_path / "kernels.csv").write_text(KERNELS, encoding="utf-8")
     return tmp_path
@@ -281,31 +287,35 @@ def test_a_summary_is_made_of_whatever_is_there(folder):
         "part,clocks.sm\nkernels,1980\nkernels,1410\nkernels,[N/A]\nkernels,1500\n"
     )
     text = write_summary(folder, folder / "none.csv").read_text(encoding="utf-8")
-    assert "torch 2.11.0, driver 580." in text
+    assert "torch 2.11.0, driver 580, capability 9.0." in text
     assert "rehearsal" not in text
     assert "kernels: left out after 9 s" in text
     assert "kernels 1410 to 1980, median 1500" in text
-    assert "there is no" in text
+    assert "has no estimate for sm_90" in text
 
 
 def test_estimates_stand_beside_what_was_measured(folder):
-    proof = folder / "gpu_proof.csv"
-    proof.write_text(
-        "kernel,bits,estimated_share,registers\n"
-        "blockwise._compress,2,0.6,40\n"
-        "blockwise._compress,4,0.9,40\n"
-        "blockwise._decompress,2,0.8,40\n"
+    """Of the same kernel, and for the same kind of device."""
+    estimates = folder / "gpu_estimates.csv"
+    estimates.write_text(
+        "case,device,estimated_share\n"
+        "compress 2 bits block 64,sm_80,0.99\n"
+        "compress 2 bits block 64,sm_90,0.61\n"
+        "compress 2 bits block 63,sm_90,0.62\n"
+        "rectify 2 bits,sm_90,0.63\n"
+        "output 4 bits,sm_90,0.98\n"
     )
-    text = write_summary(folder, proof).read_text(encoding="utf-8")
+    text = write_summary(folder, estimates).read_text(encoding="utf-8")
     _, _, table = text.partition("## Estimated beside measured")
-    assert "| compress 2 bits | 0.5 | 0.6 |" in table
-    assert "| decompress 2 bits | 0.7 | 0.8 |" in table
-    assert "0.9" not in table
-    assert "0.01" not in table
+    assert table.strip().splitlines()[2:] == [
+        "| compress 2 bits block 64 | 256 | 0.61 | 0.5 |",
+        "| compress 2 bits block 63 | 63 | 0.62 | 0.4 |",
+        "| rectify 2 bits | 1024 | 0.63 | 0.3 |",
+    ]
 
 
-def test_a_proof_of_other_columns_is_named_and_harms_nothing(folder):
-    proof = folder / "gpu_proof.csv"
-    proof.write_text("case,registers\ncompress,40\n")
-    text = write_summary(folder, proof).read_text(encoding="utf-8")
-    assert "has no column kernel beside estimates" in text
+def test_a_device_without_estimates_is_named_and_harms_nothing(folder):
+    estimates = folder / "gpu_estimates.csv"
+    estimates.write_text("case,device,estimated_share\nrectify 2 bits,sm_80,0.9\n")
+    text = write_summary(folder, estimates).read_text(encoding="utf-8")
+    assert "has no estimate for sm_90" in text

@@ -1,4 +1,4 @@
-"""Calls to time: block-wise kernels and moves of the same tensor, buffer by buffer."""
+"""Calls to time: kernels and moves of the same tensor, buffer by buffer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,9 +9,16 @@ from torch import Tensor
 from pipeline_src.measuring.gpu.clock import Timed, buffers_beyond_cache
 from pipeline_src.measuring.rivals import RIVALS, Kernels, rival_kernels
 from pipeline_src.quant.blockwise import compress_blocks, decompress_blocks
+from pipeline_src.quant.rectified import (
+    Normalization,
+    RectifiedCoder,
+    RectifiedSetting,
+    encode,
+)
 
 IMPLEMENTATIONS = ("compiled", "plain", *RIVALS)
 OPERATIONS = ("compress", "decompress")
+LEAN_OPERATIONS = ("encode", "gradient_sums", "backpropagate", "output")
 MOVES = ("copy", "clone")
 
 
@@ -35,6 +42,50 @@ def moves_of(buffers: Sequence[Tensor]) -> list[Timed]:
         Timed({**labels, "operation": name}, calls[name], 2 * target.nbytes)
         for name in MOVES
     ]
+
+
+def lean_kernels_on(
+    buffers: Sequence[Tensor], bits: int, rows_per_block: int, compiled: bool
+) -> Iterator[Timed]:
+    """Each of LEAN_OPERATIONS, as a training step calls it; the labels as below.
+
+    Two of them overwrite what they are given, so they are given copies, and a weight
+    under which values grow no further from call to call.
+    """
+    width, device = buffers[0].shape[1], buffers[0].device
+    num_rows = len(buffers[0]) // rows_per_block * rows_per_block
+    rows = [x[:num_rows].clone() for x in buffers]
+    one = torch.ones(width, device=device)
+    dropout = torch.tensor(0.5, device=device)
+    norm = Normalization(0 * one, one, 0.5 * one, 0 * one)
+    coder = RectifiedCoder(bits, rows_per_block)
+    means = torch.stack([-one, one]) if coder.needs_means else None
+    setting = RectifiedSetting(coder, norm, dropout, means, compiled)
+    seed = torch.zeros((), dtype=torch.int32, device=device)
+    codes = [encode(x, seed, setting) for x in rows]
+    sums, share = torch.zeros(2, width, device=device), torch.zeros((), device=device)
+    calls: dict[str, list[Callable[[], object]]] = {
+        "encode": [partial(encode, x, seed, setting) for x in rows],
+        "gradient_sums": [
+            partial(one.gradient_sums, x) for one, x in zip(codes, rows, strict=True)
+        ],
+        "backpropagate": [
+            partial(one.backpropagate, x, sums, share)
+            for one, x in zip(codes, rows, strict=True)
+        ],
+        "output": [partial(one.output, slice(0, num_rows)) for one in codes],
+    }
+    ends = codes[0].ends
+    kept = codes[0].packed.nbytes + (0 if ends is None else ends.nbytes)
+    overwriting = ("encode", "backpropagate")
+    labels = {
+        "implementation": "compiled" if compiled else "plain",
+        "block_size": rows_per_block * width,
+        "kept_bytes": kept,
+    }
+    for name in LEAN_OPERATIONS:
+        moved = rows[0].nbytes * (2 if name in overwriting else 1)
+        yield Timed({**labels, "operation": name}, calls[name], moved + kept)
 
 
 def kernels_on(

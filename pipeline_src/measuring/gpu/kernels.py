@@ -1,8 +1,8 @@
-"""Time on the device of the block-wise kernels, beside moving the same tensor.
+"""Time on the device of the kernels, beside moving the same tensor.
 
-Rivals of one width and block size take turns with a copy and a clone of the tensor; see
-clock.py for what a sample is. A share of 1 means that a kernel moves what it must as
-fast as a copy moves its own bytes.
+Rivals of one width and block size, and lean's kernels of one width, take turns with a
+copy and a clone of the tensor; see clock.py for what a sample is. A share of 1 means
+that a kernel moves what it must as fast as a copy moves its own bytes.
 """
 
 from typing import Any
@@ -15,7 +15,12 @@ from pipeline_src.measuring.gpu.clock import (
     Timed,
     take_turns,
 )
-from pipeline_src.measuring.gpu.kernel_calls import buffers_of, kernels_on, moves_of
+from pipeline_src.measuring.gpu.kernel_calls import (
+    buffers_of,
+    kernels_on,
+    lean_kernels_on,
+    moves_of,
+)
 from pipeline_src.measuring.gpu.results import Rows, quartiles
 
 COLUMNS = (
@@ -24,7 +29,20 @@ COLUMNS = (
     *("device_us_q1", "device_us", "device_us_q3", "host_us"),
     *("kept_bytes", "bytes", "share_of_copy"),
 )
-SETTINGS = ((2, 256), (1, 256), (4, 256), (8, 256), (2, 1024), (2, 63))
+# Bits, and values of a block, or its rows where kernels are lean's.
+SETTINGS = (
+    ("block-wise", 2, 256),
+    ("lean", 2, 8),
+    ("block-wise", 1, 256),
+    ("block-wise", 4, 256),
+    ("block-wise", 8, 256),
+    ("lean", 1, 8),
+    ("lean", 4, 8),
+    ("lean", 8, 8),
+    ("block-wise", 2, 1024),
+    ("block-wise", 2, 63),
+)
+CALLS = {"block-wise": kernels_on, "lean": lean_kernels_on}
 ARXIV_HIDDEN = (169_343, 128)
 TINY = (600, 16)
 
@@ -45,8 +63,8 @@ def time_kernels(
     buffers = buffers_of(shape, device)
     settings = list(SETTINGS)
     while settings and deadline.left() > 0:
-        bits, block_size = settings.pop(0)
-        kernels = kernels_on(buffers, bits, block_size, compile)
+        kind, bits, block_size = settings.pop(0)
+        kernels = CALLS[kind](buffers, bits, block_size, compile)
         rivals = [*moves_of(buffers), *kernels]
         take_turns(clock, rivals, warmup=warmup, repeats=repeats, deadline=deadline)
         for timed in rivals:
@@ -61,7 +79,7 @@ def time_kernels(
                     **summary_of(timed, copy=rivals[0]),
                 }
             )
-    return [f"{bits} bits, blocks of {size}" for bits, size in settings]
+    return [f"{kind}, {bits} bits, blocks of {size}" for kind, bits, size in settings]
 
 
 def summary_of(timed: Timed, copy: Timed) -> dict[str, Any]:

@@ -49,6 +49,25 @@ def agreement(setting: Setting) -> list[str]:
     )
 
 
+def lean_agreement(setting: Setting) -> list[str]:
+    """What lean's kernels make of rows, on both devices."""
+    from pipeline_src.measuring.gpu.lean_agreement import (
+        ARXIV_RUN,
+        COLUMNS,
+        TINY,
+        compare_devices,
+    )
+
+    return compare_devices(
+        Rows(setting.folder / "lean_agreement.csv", COLUMNS),
+        setting.name,
+        setting.device,
+        setting.deadline,
+        shape=TINY if setting.is_rehearsal else ARXIV_RUN,
+        compile=setting.compile,
+    )
+
+
 def aggregation(setting: Setting) -> list[str]:
     """What the sparse product does with its output, and whether it repeats."""
     from pipeline_src.graphs.sizes import ARXIV, scaled_arxiv
@@ -64,7 +83,7 @@ def aggregation(setting: Setting) -> list[str]:
 
 
 def kernels(setting: Setting) -> list[str]:
-    """Time of the block-wise kernels."""
+    """Time of the kernels."""
     from pipeline_src.measuring.gpu.kernels import (
         ARXIV_HIDDEN,
         COLUMNS,
@@ -119,7 +138,10 @@ def products(setting: Setting) -> list[str]:
 
 PARTS = {
     part.__name__: part
-    for part in (agreement, aggregation, kernels, training, products)
+    for part in (
+        *(agreement, lean_agreement, aggregation),
+        *(kernels, training, products),
+    )
 }
 
 

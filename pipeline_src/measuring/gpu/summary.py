@@ -1,8 +1,8 @@
 """A page of what a run on a GPU has found: python -m ...summary FOLDER.
 
 It reads the small files of the folder, whichever are there, and needs nothing but the
-standard library. Where results/published/gpu_proof.csv holds figures of the same
-kernels that were derived without a GPU, they stand beside what was measured.
+standard library. Where results/published/gpu_estimates.csv has estimates for this
+kind of device, made without one, they stand beside what was measured.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline_src.measuring.gpu.results import NOTES, read_rows
 
-PROOF = Path("results/published/gpu_proof.csv")
+ESTIMATES = Path("results/published/gpu_estimates.csv")
 Row = dict[str, str]
 # file -> title, columns that the page shows
 TABLES = {
@@ -41,6 +41,13 @@ TABLES = {
             *("saved_mib", "booked_saved_mib", "peak_mib", "resident_mib"),
         ),
     ),
+    "lean_agreement": (
+        "Lean's kernels on this device against plain ones on its CPU",
+        (
+            *("bits", "values", "differing_codes", "differing_ends", "differing_h"),
+            *("differing_output", "differing_gradient", "sums_difference_over_bound"),
+        ),
+    ),
     "aggregation": (
         "Aggregation: what the sparse product does with its output",
         (
@@ -60,7 +67,7 @@ TABLES = {
 }
 
 
-def write_summary(folder: Path, proof: Path = PROOF) -> Path:
+def write_summary(folder: Path, estimates: Path = ESTIMATES) -> Path:
     """Write summary.md into the folder of a run."""
     machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
     found = {name: read_rows(folder / f"{name}.csv") for name in TABLES}
@@ -76,7 +83,9 @@ def write_summary(folder: Path, proof: Path = PROOF) -> Path:
     ]
     for name, (title, columns) in TABLES.items():
         parts += [f"## {title}", _table(found[name], columns)]
-    parts += ["## Estimated beside measured", _beside(found["kernels"], proof)]
+    kind = "sm_" + str(machine.get("capability") or "").replace(".", "")
+    beside = _beside(found["kernels"], kind, estimates)
+    parts += ["## Estimated beside measured", beside]
     path = folder / "summary.md"
     path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     return path
@@ -95,6 +104,14 @@ def findings(found: dict[str, list[Row]], folder: Path) -> list[str]:
         over = max(float(row["decoded_difference_over_bound"]) for row in codes)
         inside = "within" if over <= 1 else "NOT within"
         lines.append(f"Decoded values are {inside} the bound of rounding ({over:.2g}).")
+    if lean := found["lean_agreement"]:
+        names = [name for name in lean[0] if name.startswith("differing")]
+        differing = sum(_sum(lean, name) for name in names)
+        lines.append(
+            "Lean's kernels give the CPU's bits."
+            if differing == 0
+            else f"Lean's kernels do NOT give the CPU's bits: {differing} differ."
+        )
     if maps := found["aggregation"]:
         shown = _sum(maps, "library_shows_nan")
         lines.append(
@@ -135,6 +152,15 @@ def faults(part: str, rows: Sequence[Row]) -> list[str]:
                 found.append(
                     f"{row['bits']} bits, {row['boundaries']} edges: {bad[0]} codes and"
                     f" {bad[1]} zero points or scales are wrong, decoded values are "
+                    f"{over} times the bound of rounding apart"
+                )
+        elif part == "lean_agreement":
+            names = [name for name in row if name.startswith("differing")]
+            differing = {name: row[name] for name in names if row[name] != "0"}
+            over = row["sums_difference_over_bound"]
+            if differing or not float(over) <= 1:
+                found.append(
+                    f"lean, {row['bits']} bits: {differing or 'no'} values, sums are "
                     f"{over} times the bound of rounding apart"
                 )
         elif part == "aggregation":
@@ -180,28 +206,33 @@ def _clock_lines(rows: Sequence[Row]) -> list[str]:
     return ["Clock of the multiprocessors in MHz: " + "; ".join(lines) + "."]
 
 
-def _beside(kernels: Sequence[Row], proof: Path) -> str:
-    """Estimates for compiled kernels next to their measured share of a copy."""
-    estimates = read_rows(proof)
+def _beside(kernels: Sequence[Row], kind: str, path: Path) -> str:
+    """Estimated and measured share of a copy of each compiled kernel."""
+    estimates = {
+        row["case"]: row["estimated_share"]
+        for row in read_rows(path)
+        if row["device"] == kind
+    }
     if not estimates:
-        return f"Not here: there is no {proof}."
-    columns = list(estimates[0])
-    kept = [name for name in columns if "estimate" in name or "ratio" in name]
-    if "kernel" not in columns or not kept:
-        return f"Not here: {proof} has no column kernel beside estimates."
-    rows = []
-    for row in kernels:
-        if row["implementation"] != "compiled":
-            continue
-        title = f"{row['operation']} {row['bits']} bits"
-        for estimate in estimates:
-            if estimate["kernel"].endswith(f"_{row['operation']}") and estimate.get(
-                "bits", row["bits"]
-            ) in (row["bits"], ""):
-                of_it = {name: estimate[name] for name in kept}
-                measured = row["share_of_copy"]
-                rows.append({"kernel": title, "measured share": measured, **of_it})
-    return _table(rows, ("kernel", "measured share", *kept))
+        return f"Not here: {path} has no estimate for {kind}."
+    rows = [
+        {
+            **{"case": case, "block_size": row["block_size"]},
+            **{"estimated": estimates[case], "measured": row["share_of_copy"]},
+        }
+        for row in kernels
+        if row["implementation"] == "compiled" and (case := _case(row)) in estimates
+    ]
+    return _table(rows, ("case", "block_size", "estimated", "measured"))
+
+
+def _case(row: Row) -> str:
+    """What the proof calls a kernel; blocks that fill words are alike to it."""
+    operation, bits = row["operation"], row["bits"]
+    if operation in ("compress", "decompress"):
+        block = 63 if int(row["block_size"]) % 64 else 64
+        return f"{operation} {bits} bits block {block}"
+    return f"{'rectify' if operation == 'encode' else operation} {bits} bits"
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
