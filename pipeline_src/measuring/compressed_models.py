@@ -167,15 +167,15 @@ CASES = (
     Case("GCN 3 x 128", "arxiv_shape", True, _basic(pyg.GCN, normalize=False), True),
     Case("GIN 3 x 128", "arxiv_shape", True, _basic(pyg.GIN)),
     Case("GCNII 8 x 128", "arxiv_shape", True, lambda i, o, _: Gcn2(i, o), True),
-    Case("GAT 3 layers, 8 x 16", "arxiv_shape", False, _heads(pyg.GATConv)),
-    Case("GATv2 3 layers, 8 x 16", "nodes_100k", False, _heads(pyg.GATv2Conv)),
+    Case("GAT 3 layers, 8 x 16", "nodes_30k", False, _heads(pyg.GATConv)),
+    Case("GATv2 3 layers, 8 x 16", "nodes_30k", False, _heads(pyg.GATv2Conv)),
     Case(
         "TransformerConv 3 layers, 8 x 16",
-        "nodes_100k",
+        "nodes_30k",
         False,
         _heads(pyg.TransformerConv),
     ),
-    Case("PNA 3 x 64", "nodes_30k", False, _pna),
+    Case("PNA 3 x 64", "nodes_10k", False, _pna),
     Case("DeepGCN 28 x 64", "nodes_10k", False, lambda i, o, _: Deep(i, o)),
 )
 
