@@ -83,7 +83,8 @@ def write_summary(folder: Path, estimates: Path = ESTIMATES) -> Path:
     ]
     for name, (title, columns) in TABLES.items():
         parts += [f"## {title}", _table(found[name], columns)]
-    kind = "sm_" + str(machine.get("capability") or "").replace(".", "")
+    capability = str(machine.get("capability") or "")
+    kind = f"sm_{capability.replace('.', '')}" if capability else "a CPU"
     beside = _beside(found["kernels"], kind, estimates)
     parts += ["## Estimated beside measured", beside]
     path = folder / "summary.md"
