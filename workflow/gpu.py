@@ -45,7 +45,7 @@ class Part:
 # Most important first: the last are left out first.
 PARTS = (
     Part("agreement", 90, 15),
-    Part("lean_agreement", 70, 15),
+    Part("lean_agreement", 90, 15),
     Part("aggregation", 40, 15, ("numpy", "scipy")),
     Part("kernels", 130, 25),
     Part("training", 120, 25, ("numpy", "scipy")),

@@ -1,8 +1,9 @@
 """Each kernel at each width, as the library's own operations call it.
 
 Sizes: `large` is what training on ogbn-arxiv gives a kernel at once; its module is the
-one that is compiled and counted. `more` and `odd` are small and run in the interpreter.
-Those of `more` differ from `large` in rows alone, so one module is to serve them all.
+one that is compiled and counted. `more` and `odd` are small. Those of `more` differ
+from `large` in rows alone, so one module is to serve them all; the first of them and
+all of `odd` run in the interpreter, which is slow.
 """
 
 from collections.abc import Callable, Iterator
@@ -82,7 +83,7 @@ def _bytes(shape: Size, device: str) -> Tensor:
 def _flat(bits: int, block_size: int) -> dict[str, Any]:
     """Few packets, and more than the four that are compiled: interpreting is slow."""
     packet = blocks_per_packet(bits, block_size) * block_size
-    return {"large": (NODES * 32,), "more": ((9 * packet + 1,), (5 * packet + 7,))}
+    return {"large": (NODES * 32,), "more": ((5 * packet + 7,), (9 * packet + 1,))}
 
 
 def _compress(bits: int, block_size: int, is_uneven: bool) -> Any:
@@ -134,7 +135,7 @@ def _blockwise() -> Iterator[Case]:
 
 _ROWS: dict[str, Any] = {
     "large": (32_768, 256),
-    "more": ((24, 256), (16, 256)),
+    "more": ((16, 256), (24, 256)),
     "odd": ((24, 37),),
 }
 

@@ -160,7 +160,8 @@ Assumptions, none of them measured here:
 
 Instructions are an upper bound: all paths of a kernel are counted, those that are
 seldom taken too, and a loop's body counts whole in each round. So shares lean low. A
-value is an element of the largest tensor that a kernel reads or writes.
+value is an element of the largest tensor that a kernel reads or writes, all its parts
+together where it is given in parts.
 
 | case | bytes per value | instructions, sm_80 | instructions, sm_90 | {names} |
 |---|---|---|---|---|---|

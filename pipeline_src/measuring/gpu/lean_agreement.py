@@ -23,6 +23,7 @@ from pipeline_src.measuring.gpu.results import Rows
 from pipeline_src.quant.rectified import (
     Normalization,
     RectifiedCoder,
+    RectifiedCodes,
     RectifiedSetting,
     encode,
     side_means,
@@ -69,11 +70,12 @@ def compare_lean(
     y, gradient = (torch.randn(shape, generator=generator) for _ in range(2))
     drawn = torch.randn(5, shape[1], generator=generator)
     norm = Normalization(drawn[0], drawn[1].abs() + 0.5, drawn[2], drawn[3])
-    here = _results(bits, y, gradient, norm, drawn[3:], _CPU, False)
-    there = _results(bits, y, gradient, norm, drawn[3:], device, compile)
+    codes, here = _results(bits, y, gradient, norm, drawn[3:], _CPU, False)
+    _, there = _results(bits, y, gradient, norm, drawn[3:], device, compile)
     counts = {f"differing_{one}": _count(here[one], there[one]) for one in EXACT}
     passed = gradient.double().abs() * (here["h"] != 0) / (1 - _DROPOUT)
-    terms = torch.stack([passed, passed * here["normalized"].double().abs()])
+    estimates = codes.normalized(slice(0, len(y))).double()
+    terms = torch.stack([passed, passed * estimates.abs()])
     bound = 2 * len(y) * _ROUNDING * terms.sum(dim=1)
     difference = (here["sums"].double() - there["sums"].double()).abs()
     over = torch.where(difference > 0, difference / bound, 0.0)
@@ -94,8 +96,8 @@ def _results(
     sums: Tensor,  # (2, features), as if of the gradient
     device: torch.device,
     compile: bool,
-) -> dict[str, Tensor]:
-    """All that lean's kernels make of rows on a device, on the CPU."""
+) -> tuple[RectifiedCodes, dict[str, Tensor]]:
+    """Codes of rows on a device; all that lean's kernels make of them, on the CPU."""
     coder = RectifiedCoder(bits, ROWS_PER_BLOCK)
     means = None
     if coder.needs_means:  # sums, whose order is not what is compared here
@@ -112,11 +114,10 @@ def _results(
         "ends": codes.packed.new_empty(0) if codes.ends is None else codes.ends,
         "h": h,
         "output": codes.output(slice(0, len(y))),
-        "normalized": codes.normalized(slice(0, len(y))),
         "gradient": of_y,
         "sums": codes.gradient_sums(of_h),
     }
-    return {name: one.cpu() for name, one in found.items()}
+    return codes, {name: one.cpu() for name, one in found.items()}
 
 
 def _count(one: Tensor, other: Tensor) -> int:
