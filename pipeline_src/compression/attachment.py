@@ -9,10 +9,15 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from pipeline_src.compression.config import CompressionConfig
 from pipeline_src.compression.edges.rows import Rows, materialize
 from pipeline_src.compression.keeper import Keeper, Note
-from pipeline_src.compression.rules import dropping, linear, rectifying
+from pipeline_src.compression.rules import dropping, linear, rectifying, sloping
 from pipeline_src.compression.scope import Scope
 
-_RULES: dict[Any, Any] = {**linear.RULES, **rectifying.RULES, **dropping.RULES}
+_RULES: dict[Any, Any] = {
+    **linear.RULES,
+    **rectifying.RULES,
+    **dropping.RULES,
+    **sloping.RULES,
+}
 Model = TypeVar("Model", bound=nn.Module)
 
 

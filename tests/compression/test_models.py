@@ -87,7 +87,17 @@ def test_forward_is_equal_and_exact_codes_give_exact_gradients(
 
 # Squared roundings of the additions themselves, of gradients that are below 1.
 NEARLY_ZERO = 1e-10
-UNBIASED = ("sage", "gcn", "gin", "gat", "gatv2", "gcn2", "deep gcn", "edge conv")
+UNBIASED = (
+    "sage",
+    "gcn",
+    "gin",
+    "gat",
+    "gatv2",
+    "gcn2",
+    "deep gcn",
+    "edge conv",
+    "prelu",
+)
 
 
 @pytest.mark.parametrize("name", [*UNBIASED, "pna", "transformer, layer norm"])
