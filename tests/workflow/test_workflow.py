@@ -44,11 +44,6 @@ DEFAULT = RESULTS | {
     "plot_figure": 8,
     "train_run": 5,
 }
-HEADLINE = RESULTS | {
-    "prepare_graph": 1,
-    "benchmark_training": 1,
-    "plot_figure": 4,
-}
 PLANETOID = RESULTS | {
     "fetch_graph": 4,
     "prepare_graph": 4,
@@ -122,7 +117,6 @@ del SELECTION["benchmark_training"]
         (("--configfile", "config/planetoid.yaml"), PLANETOID),
         (("--configfile", "config/paired.yaml"), PAIRED),
         (("--configfile", "config/paper.yaml"), PAPER),
-        (("--configfile", "config/headline.yaml"), HEADLINE),
         (("--configfile", "config/benchmark.yaml"), BENCHMARK),
         (("--configfile", "config/scaling.yaml"), SCALING),
         (("--configfile", "config/sgquant.yaml"), SGQUANT),
@@ -138,7 +132,6 @@ del SELECTION["benchmark_training"]
         "planetoid",
         "paired",
         "paper",
-        "headline",
         "benchmark",
         "scaling",
         "sgquant",
