@@ -82,11 +82,9 @@ class Wire:
         if self.bits == 32:
             return message.view(torch.float32)
         words = message.shape[1] - 2 * _METADATA
-        zero_point, scale = (
-            # Copied, because a view would begin at an odd byte.
-            message[:, start : start + _METADATA].reshape(-1).clone().view(torch.bfloat16)
-            for start in (words, words + _METADATA)
-        )
+        # Copied, because a view would begin at an odd byte.
+        ends = message[:, words:].reshape(-1).clone().view(torch.bfloat16).view(-1, 2)
+        zero_point, scale = (one.contiguous() for one in ends.unbind(1))
         filled = torch.Size((message.shape[0], words * _WORD_BITS // self.bits))
         values = decompress_blocks(
             message[:, :words].contiguous(),

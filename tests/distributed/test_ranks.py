@@ -230,7 +230,28 @@ def test_one_rank_trains_as_trainer_does(policy):
     assert torch.equal(ours.evaluate(), trainer.evaluate())
 
 
-def test_what_is_not_finite_is_reported(tmp_path):
+@pytest.mark.parametrize("layer", ["sage", "gcn"])
+def test_each_exchange_of_each_step_rounds_by_a_seed_of_its_own(monkeypatch, layer):
+    taken = []
+    encode = Wire.encode
+
+    def recorded(wire, rows, seed):
+        taken.append(None if seed is None else int(seed))
+        return encode(wire, rows, seed)
+
+    monkeypatch.setattr(Wire, "encode", recorded)
+    (part,) = cut(rank_cases.planted(), torch.zeros(NODES, dtype=torch.int64), 1)
+    trainer = PartTrainer(spec(layer), part, Ranks(), Wire(2), 0)
+    for epoch in range(2):
+        trainer.step(epoch)
+    assert len(set(taken)) == len(taken) == 2 * trainer.model.num_exchanges
+    assert taken == trainer.wire_seeds[:2].flatten().tolist()
+    taken.clear()
+    trainer.evaluate()
+    assert taken == [None] * 3, "evaluation is in full precision"
+
+
+def test_what_is_not_finite_is_reported():
     graph = rank_cases.planted()
     (part,) = cut(graph, torch.zeros(NODES, dtype=torch.int64), 1)
     trainer = PartTrainer(spec(), part, Ranks(), Wire(), 0)
