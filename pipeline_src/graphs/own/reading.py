@@ -18,6 +18,7 @@ from pipeline_src.graphs.own.nodes import (
 )
 from pipeline_src.graphs.own.splits import checked_splits
 from pipeline_src.graphs.own.stored import read_stored
+from pipeline_src.graphs.own.tables import read_tables
 
 READERS: dict[str, Callable[[Path], Arrays]] = {
     ".pt": read_stored,
@@ -41,10 +42,9 @@ def read_own_graph(name: str, given: GivenGraph) -> OwnGraph:
         OSError: if the file cannot be opened.
     """
     place = given.place
-    if place.suffix not in READERS:
-        raise ValueError(f"path: expected one of {', '.join(READERS)}, got {place}")
+    read = READERS.get(place.suffix, read_tables)
     try:
-        return graph_from_arrays(name, READERS[place.suffix](place), given)
+        return graph_from_arrays(name, read(place), given)
     except ValueError as error:
         raise ValueError(f"graphs.{name}, read from {place}: {error}") from error
 

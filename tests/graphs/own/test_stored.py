@@ -140,3 +140,17 @@ def test_a_damaged_file_is_refused_in_words(tmp_path, damage):
 def test_a_missing_file_is_no_damaged_one(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_stored(tmp_path / "none.pt")
+
+
+class Harmless:
+    """Another library may admit such a class for its own files."""
+
+
+def test_what_others_admit_is_refused_here_and_stays_admitted_there(tmp_path):
+    path = saved({"x": Harmless()}, tmp_path)
+    with torch.serialization.safe_globals([Harmless]):
+        before = set(torch.serialization.get_safe_globals())
+        with pytest.raises(ValueError, match="Harmless"):
+            read_stored(path)
+        assert set(torch.serialization.get_safe_globals()) == before
+        torch.load(path, weights_only=True)
