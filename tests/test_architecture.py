@@ -41,6 +41,7 @@ FLOORS: list[dict[str, str]] = [
         "loading": "Mini-batches of a graph: sampled, normalised, prefetched.",
     },
     {"training": "One training: a specification and a graph in, a record out."},
+    {"distributed": "One graph's training, spread over processes."},
     {
         "measuring": "Time, memory and gradient error, side by side.",
         "collecting": "Many records become one dataset; the impossible is refused.",
@@ -96,6 +97,8 @@ PACKAGES: dict[str, set[str]] = {
     "training": {"torch", "psutil"} | TABLES,
     "training.spec": set(),
     "training.observations": {"torch"} | NUMBERS,
+    "distributed": {"torch"} | NUMBERS,
+    "distributed.partition": {"torch", "pymetis"} | NUMBERS,
     "measuring": {"torch"} | TABLES,
     "measuring.byte_books": set(),
     # A machine with a GPU may have torch and little else.
