@@ -38,6 +38,7 @@ FLOORS: list[dict[str, str]] = [
         "gnn": "Networks and operations that keep compressed activations for backward.",
         "compression": "Any model keeps codes: rules for its operations, "
         "and what memory they take.",
+        "loading": "Mini-batches of a graph: sampled, normalised, prefetched.",
     },
     {"training": "One training: a specification and a graph in, a record out."},
     {"distributed": "One graph's training, spread over processes."},
@@ -93,6 +94,8 @@ PACKAGES: dict[str, set[str]] = {
     "gnn.shape": set(),
     "gnn.feature_bits": {"torch"},
     "compression": {"torch"},
+    "loading": {"torch", "torch_geometric"} | NUMBERS,
+    "loading.in_edges": {"numpy"},
     "training": {"torch", "psutil"} | TABLES,
     "training.spec": set(),
     "training.observations": {"torch"} | NUMBERS,
@@ -145,6 +148,8 @@ STRICTER: dict[str, set[str]] = {
     "gnn": {"gnn", "graphs", "quant"},
     "gnn.feature_bits": {"quant.feature_store"},
     "compression": {"compression", "quant"},
+    "loading": {"loading", "graphs"},
+    "loading.in_edges": set(),
     "gnn.pyg.technique": set(),
     "gnn.shape": set(),
     # It is in every job: whatever it imported, every job would import and depend on.
