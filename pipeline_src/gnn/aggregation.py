@@ -109,16 +109,26 @@ def _rows(adjacency: Adjacency) -> Tensor:
     return rows.repeat_interleave(counts)
 
 
-def _csr(structure: Adjacency, values: Tensor) -> Tensor:
-    size = (structure.num_nodes, structure.num_nodes)
+def csr_matrix(
+    row_pointer: Tensor,  # (num_rows + 1,) int32
+    column: Tensor,  # (num_entries,) int32, increasing within a row
+    values: Tensor,  # (num_entries,) float32
+    size: tuple[int, int],
+) -> Tensor:
+    """A sparse CSR tensor of rows that are known to be in order."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in")
         # torch 2.11 says so although it is told which.
         warnings.filterwarnings("ignore", message="Sparse invariant checks are impl")
         return torch.sparse_csr_tensor(
-            structure.row_pointer,
-            structure.column,
+            row_pointer,
+            column,
             values,
             size=size,
             check_invariants=False,  # read_graph has checked them
         )
+
+
+def _csr(structure: Adjacency, values: Tensor) -> Tensor:
+    size = (structure.num_nodes, structure.num_nodes)
+    return csr_matrix(structure.row_pointer, structure.column, values, size)

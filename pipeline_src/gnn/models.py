@@ -235,8 +235,11 @@ class GraphNetwork(nn.Module):
             )
         for name, parameter in self.named_parameters():
             check_dtype(parameter, f"parameter {name}", (torch.float32,))
+        self._check_norms(x.shape[0])
+
+    def _check_norms(self, num_nodes: int) -> None:
         for norm in self._norms():
-            check_batch(norm, x.shape[0])
+            check_batch(norm, num_nodes)
 
     def _layers(self) -> list[SageLayer | GcnLayer]:
         return cast(list[SageLayer | GcnLayer], list(self.convolutions))

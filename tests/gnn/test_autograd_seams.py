@@ -18,6 +18,11 @@ from torch.autograd import Function
 from torch.nn import functional
 
 import pipeline_src
+from pipeline_src.distributed.batch_norm import (
+    SyncedBatchNorm,
+    SyncedBatchNormalization,
+)
+from pipeline_src.distributed.ranks import Ranks
 from pipeline_src.gnn.aggregation import Aggregation, mean_aggregation
 from pipeline_src.gnn.attention import GcnAggregate
 from pipeline_src.gnn.batch_norm import BatchNorm
@@ -147,6 +152,24 @@ def batch_norm(by_batch: bool) -> Callable[[], Case]:
     return case
 
 
+def synced_batch_norm() -> Case:
+    """Of one rank; tests/distributed has several."""
+    module = SyncedBatchNorm(WIDTH, Ranks())
+    norm, coder, seed = BatchNorm.of(module), Compressor(32), seeds(1)
+    return Case(
+        lambda x, w, b: SyncedBatchNormalization.apply(
+            x, w, b, module, norm, coder, seed, flags(1)
+        ),
+        lambda x, w, b: functional.batch_norm(x, None, None, w, b, True),
+        {
+            "x": normal(NODES, WIDTH),
+            "weight": normal(WIDTH, seed=1),
+            "bias": normal(WIDTH, seed=2),
+        },
+        {"seed": seed},
+    )
+
+
 def relu() -> Case:
     return Case(
         lambda x: ReluWithBitMask.apply(x, "false"),
@@ -271,6 +294,7 @@ CASES: dict[Any, list[Callable[[], Case]]] = {
     SageConvolution: [sage],
     GcnConvolution: [gcn],
     BatchNormalization: [batch_norm(True), batch_norm(False)],
+    SyncedBatchNormalization: [synced_batch_norm],
     ReluWithBitMask: [relu],
     DropoutWithBitMask: [dropout],
     Aggregate: [aggregation],
@@ -295,8 +319,9 @@ def test_every_operation_of_the_library_is_here():
         found = waiting.pop().__subclasses__()
         waiting += found
         kinds |= {one for one in found if one.__module__.startswith("pipeline_src.")}
-    # Reached through rules alone: tests/compression runs each in whole networks.
-    inside = "pipeline_src.compression."
+    # Reached through rules alone: tests/compression runs each in whole networks. And
+    # what lean was chosen from: tests/measuring/lean.
+    inside = ("pipeline_src.compression.", "pipeline_src.measuring.lean.")
     kinds = {one for one in kinds if not one.__module__.startswith(inside)}
     assert kinds == {kind for kind in CASES if isinstance(kind, type)}
 

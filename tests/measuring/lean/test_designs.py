@@ -11,16 +11,15 @@ from pipeline_src.graphs.embedded import digits_graph
 from pipeline_src.graphs.sizes import ARXIV
 from pipeline_src.measuring.byte_books import saved_bytes
 from pipeline_src.measuring.gradient_error import split_error
-from pipeline_src.measuring.lean_designs import (
+from pipeline_src.measuring.lean.designs import (
     DESIGNS,
     DROPOUT,
     STEPS,
     WIDTH,
-    Hidden,
     draw_gradients,
     trained_network,
 )
-from pipeline_src.measuring.lean_layouts import (
+from pipeline_src.measuring.lean.layouts import (
     Estimate,
     kept,
     shared_noise,
@@ -30,6 +29,7 @@ from pipeline_src.measuring.lean_layouts import (
     three_and_two,
     two_ends,
 )
+from pipeline_src.measuring.lean.training import Hidden
 from pipeline_src.measuring.runs import measure_gradient_errors
 from pipeline_src.quant.rectified import Normalization
 from pipeline_src.quant.shared_noise import LARGEST_ESTIMATE
@@ -37,7 +37,7 @@ from pipeline_src.training.job import Job
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from pipeline_src.training.trainer import training_loss
 
-PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "lean_bias.csv"
+PUBLISHED = Path(__file__).parents[3] / "results" / "published" / "lean_bias.csv"
 DRAWS = 4000
 UNBIASED = {
     "two ends": two_ends,

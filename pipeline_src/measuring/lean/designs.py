@@ -1,6 +1,7 @@
 """What lean's codes might have been: bias and variance of each layout, side by side.
 
-    python -m pipeline_src.measuring.lean_designs results/published/lean_bias.csv
+    python -m pipeline_src.measuring.lean.designs \
+        results/published/lean_bias.csv results/published/benchmark/training.csv
 
 A layout says how backward estimates n, BatchNorm's normalised input, of every hidden
 value; all else of lean follows from that (quant/rectified.py). So layouts are plain
@@ -10,7 +11,10 @@ precision. Ends of blocks are those of lean. Every draw has rounding and Dropout
 own; the exact gradient has the same Dropout.
 
 Bytes are counted on ogbn-arxiv's shape with layers of 128, as measuring/byte_books.py
-counts them. Five levels take 7 bits for three codes, because 5**3 <= 2**7.
+counts them. Five levels take 7 bits for three codes, because 5**3 <= 2**7. The time of
+what is built is the benchmark's, on the same shape. Accuracy is that of ten trainings
+of the small network, the differences paired: with a seed all layouts start from the
+same parameters and drop the same activations.
 """
 
 import math
@@ -19,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,28 +36,33 @@ from pipeline_src.graphs.embedded import digits_graph
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.graphs.sizes import ARXIV
 from pipeline_src.measuring.gradient_error import split_error
-from pipeline_src.measuring.lean_layouts import (
+from pipeline_src.measuring.lean.layouts import (
     ROWS_PER_BLOCK,
     Estimate,
     Layout,
-    Sides,
     kept,
     shared_noise,
     side_means,
-    sides_of,
     three_and_mean,
     three_and_two,
     two_ends,
 )
-from pipeline_src.quant.rectified import Normalization
+from pipeline_src.measuring.lean.training import (
+    EPOCHS,
+    Hidden,
+    LayoutTrainer,
+    hidden_layer,
+    small_run,
+)
 from pipeline_src.records.whole_files import write_whole
 from pipeline_src.training.meters import allocated_bytes
-from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
+from pipeline_src.training.runs import train_seed
 from pipeline_src.training.trainer import Trainer
 
-STEPS, DRAWS = 5, 128
+STEPS, DRAWS, SEEDS = 5, 128, 10
 HIDDEN_LAYERS, WIDTH, DROPOUT = 2, 64, 0.5
 ARXIV_WIDTH = 128
+BUILT = ("lean INT1", "lean INT2", "lean INT4")
 
 
 @dataclass(frozen=True)
@@ -98,28 +109,6 @@ DESIGNS = (
 )
 
 
-class Hidden(NamedTuple):
-    """What forward leaves of a hidden layer."""
-
-    sides: Sides
-    normalization: Normalization
-    scale: Tensor  # Dropout's: 0 or 1 / (1 - p)
-
-    def output(self, n: Tensor) -> Tensor:
-        """The next layer's input from n or its estimate."""
-        u = n * self.normalization.weight + self.normalization.bias
-        return torch.where(self.sides.active, u * self.scale, 0.0)
-
-    def input_gradient(self, gradient: Tensor, found: Estimate) -> Tensor:
-        """Gradient of y from that of the output, as quant/rectified.py has it."""
-        passed = torch.where(self.sides.active, gradient * self.scale, 0.0)
-        own = passed * found.variance / len(passed)
-        product = (passed * found.n).mean(dim=0)
-        centred = passed - passed.mean(dim=0) - found.n * product + own
-        norm = self.normalization
-        return centred * (norm.weight * norm.inverse_std)
-
-
 class Forward(NamedTuple):
     """A step as far as the gradient of the logits."""
 
@@ -144,12 +133,7 @@ class SmallNetwork:
         x, hidden = self.graph.features, []
         for convolution, norm in zip(self.convolutions, self.norms, strict=False):
             y = convolution.plain(x, self.aggregation)
-            mean = y.mean(dim=0)
-            inverse_std = (y.var(dim=0, unbiased=False) + norm.eps).rsqrt()
-            how = Normalization(mean, inverse_std, norm.weight, norm.bias)
-            draw = torch.rand(y.shape, generator=generator)
-            scale = (draw >= dropout) / (1 - dropout)
-            hidden.append(Hidden(sides_of((y - mean) * inverse_std, how), how, scale))
+            hidden.append(hidden_layer(y, norm, dropout, generator))
             x = hidden[-1].output(hidden[-1].sides.n)
         logits = self.convolutions[-1].plain(x, self.aggregation)
         rows = self.graph.train_index
@@ -180,10 +164,7 @@ class SmallNetwork:
 
 def trained_network(graph: Graph) -> SmallNetwork:
     """After STEPS steps in full precision."""
-    model = ModelSpec("sage-3x64", "sage", HIDDEN_LAYERS + 1, WIDTH, DROPOUT, True)
-    training = TrainingSpec(STEPS, 0.01, 0.0, 0.5, "cross_entropy")
-    method = MethodSpec("fp32", "FP32", "full")
-    spec = RunSpec("digits", model, method, training, seeds=(0,), compile="false")
+    spec = small_run(HIDDEN_LAYERS, WIDTH, DROPOUT, STEPS)
     trainer = Trainer(spec, graph, None, seed=0)
     trainer.model.train()
     for step in range(STEPS):
@@ -226,14 +207,33 @@ def _by_layer(gradients: list[Tensor]) -> list[Tensor]:
     return [torch.cat([one.flatten() for one in pair]) for pair in pairs]
 
 
-def measure_designs(draws: int = DRAWS) -> pd.DataFrame:
-    """A row for each design, numbers as they are shown."""
+def accuracies(layouts: tuple[Layout, ...], seeds: int, epochs: int) -> np.ndarray:
+    """Test accuracy of trainings with the layouts in backward, (seeds,) in percent."""
+    graph = digits_graph()
+    spec = small_run(HIDDEN_LAYERS, WIDTH, DROPOUT, epochs)
+    runs = (LayoutTrainer(spec, graph, layouts, seed) for seed in range(seeds))
+    return np.array([100 * train_seed(run)[0]["test_accuracy"] for run in runs])
+
+
+def measure_designs(
+    times: dict[str, float], draws: int = DRAWS, seeds: int = SEEDS
+) -> pd.DataFrame:
+    """A row for each design, numbers as they are shown.
+
+    Args:
+        times: of an epoch over PyG eager's, by the names of methods that are built.
+        draws: of the gradient's error.
+        seeds: paired trainings.
+    """
     network = trained_network(digits_graph())
+    exact_accuracies = accuracies((kept,) * HIDDEN_LAYERS, seeds, EPOCHS)
     rows = []
     for design in DESIGNS:
         estimated, exact = draw_gradients(network, design.layouts, draws)
         whole = split_error(torch.cat(estimated, dim=1), torch.cat(exact, dim=1))
         first = split_error(estimated[0], exact[0])
+        found = accuracies(design.layouts, seeds, EPOCHS)
+        low, high = stats.ttest_rel(found, exact_accuracies).confidence_interval(0.95)
         rows.append(
             {
                 "layout": design.name,
@@ -247,11 +247,25 @@ def measure_designs(draws: int = DRAWS) -> pd.DataFrame:
                 "± standard error, first layer": f"{first.bias_standard_error:.1e}",
                 "saved, arxiv shape [MiB]": f"{design.saved_bytes / 2**20:.2f}",
                 "more aggregations": design.aggregations,
+                "time / PyG eager, arxiv shape": next(
+                    (f"{of:.2f}" for name, of in times.items() if name in design.name),
+                    "not measured",
+                ),
+                "test accuracy [%]": f"{found.mean():.2f}",
+                "less exact gradients' [points, 95 %]": f"{low:+.2f} to {high:+.2f}",
             }
         )
     return pd.DataFrame(rows)
 
 
+def benchmark_times(path: Path) -> dict[str, float]:
+    """Of each lean method on ogbn-arxiv's shape, from the benchmark's table."""
+    table = pd.read_csv(path)
+    table = table[(table["graph"] == "arxiv_shape") & table["method"].isin(BUILT)]
+    return dict(zip(table["method"], table["epoch_time_ratio"], strict=True))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    write_whole(Path(sys.argv[1]), measure_designs().to_csv(index=False))
+    designs = measure_designs(benchmark_times(Path(sys.argv[2])))
+    write_whole(Path(sys.argv[1]), designs.to_csv(index=False))

@@ -1,0 +1,1 @@
+"""One graph's training, spread over processes."""

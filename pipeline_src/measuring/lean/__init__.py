@@ -1,0 +1,1 @@
+"""The layouts that lean was chosen from: bias, variance, bytes, time and accuracy."""

@@ -1,0 +1,146 @@
+"""What ranks do in tests: functions that each of a group runs, and their graphs."""
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from pipeline_src.distributed.aggregation import Halo, part_aggregation
+from pipeline_src.distributed.network import PartNetwork
+from pipeline_src.distributed.parts import cut
+from pipeline_src.distributed.ranks import Ranks
+from pipeline_src.distributed.trainer import PartTrainer
+from pipeline_src.distributed.wire import Wire
+from pipeline_src.graphs.embedded import synthetic_graph
+from pipeline_src.graphs.graph import Graph, adjacency_from_edges
+from pipeline_src.training.networks import shape_of
+from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
+
+NODES, WIDTH, CLASSES = 48, 6, 3
+IN_DEGREE = 4  # a power of two: means of integers are exact
+
+
+def planted():
+    return synthetic_graph(NODES, 200, WIDTH, CLASSES, seed=3)
+
+
+def whole_numbers():
+    """Directed, four senders for each node, features that are small integers."""
+    draw = np.random.default_rng(4)
+    sender = [draw.choice(NODES, IN_DEGREE, replace=False) for _ in range(NODES)]
+    receiver = np.repeat(np.arange(NODES), IN_DEGREE)
+    adjacency = adjacency_from_edges(
+        np.concatenate(sender), receiver, NODES, symmetrize=False
+    )
+    features = torch.from_numpy(draw.integers(-3, 4, (NODES, WIDTH))).float()
+    like = planted()
+    splits = like.splits
+    return Graph("whole", features, like.labels, **splits, adjacency=adjacency,
+                 num_classes=CLASSES)  # fmt: skip
+
+
+GRAPHS = {"planted": planted, "whole_numbers": whole_numbers}
+
+
+def even(size):
+    return torch.arange(NODES) * size // NODES
+
+
+def uneven(size):
+    """One node for the last rank, the others mixed."""
+    owner = torch.arange(NODES) * 7 % NODES % max(size - 1, 1)
+    owner[5] = size - 1
+    return owner
+
+
+OWNERS = {"even": even, "uneven": uneven}
+
+
+def spec(layer="sage", batch_norm=True, policy="full", bits=32, dropout=0.0, epochs=3):
+    model = ModelSpec("m", layer, 3, 8, dropout, batch_norm)
+    method = MethodSpec("m", "m", policy, bits=bits)
+    training = TrainingSpec(epochs, 0.01, 0.0, None, "cross_entropy")
+    return RunSpec("made up", model, method, training, (0,), "cpu", "false")
+
+
+def my_part(graph, owner):
+    ranks = Ranks.joined()
+    return list(cut(graph, owner, ranks.size))[ranks.rank], ranks
+
+
+def my_halo(graph, owner, bits=32):
+    part, ranks = my_part(graph, owner)
+    return Halo(part, ranks, Wire(bits, "false"))
+
+
+def aggregate(graph_name, owner_name, layer, x, bits=32, seeds=None):
+    """Both directions of the rows of x: nodes, results, for each seed."""
+    graph = GRAPHS[graph_name]()
+    halo = my_halo(graph, OWNERS[owner_name](dist.get_world_size()), bits)
+    aggregation = part_aggregation(layer, halo)
+    own = x[halo.part.nodes]
+    results = []
+    for pair in [None] if seeds is None else seeds + 1000 * halo.ranks.rank:
+        halo.start(pair)
+        results.append((aggregation(own), aggregation.transpose(own)))
+    forward, back = (torch.stack(one) for one in zip(*results, strict=True))
+    return halo.part.nodes, forward, back
+
+
+def integer_network(graph, network_of):
+    """A network of small integer parameters, (features, aggregation) -> loss."""
+    torch.manual_seed(0)
+    model = network_of(shape_of(spec(batch_norm=False).model, graph))
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for one in model.parameters():
+            one.copy_(torch.randint(-1, 2, one.shape, generator=draw))
+    return model
+
+
+def readout():
+    draw = torch.Generator().manual_seed(2)
+    return torch.randint(-1, 2, (NODES, CLASSES), generator=draw).float()
+
+
+def integer_gradients(owner_name):
+    graph = whole_numbers()
+    halo = my_halo(graph, OWNERS[owner_name](dist.get_world_size()))
+    part = halo.part
+    model = integer_network(graph, lambda shape: PartNetwork(shape, halo.ranks))
+    halo.start(None)
+    output = model(part.features, part_aggregation("sage", halo))
+    loss = (output * readout()[part.nodes]).sum()
+    loss.backward()
+    found = [halo.ranks.add_up(one.grad) for one in model.parameters()]
+    return halo.ranks.add_up(loss.detach()), found
+
+
+def train(graph_name, owner, run, steps=1, bits=32, seed=0):
+    """Losses, the last gradients, parameters, accuracies, and bytes of each step."""
+    graph = GRAPHS[graph_name]() if isinstance(graph_name, str) else graph_name
+    if isinstance(owner, str):
+        owner = OWNERS[owner](dist.get_world_size())
+    part, ranks = my_part(graph, owner)
+    trainer = PartTrainer(run, part, ranks, Wire(bits, "false"), seed)
+    losses, sent, handed = [], [], []
+    plain = dist.all_to_all_single
+
+    def counted(output, given, *sizes):
+        handed.append((given.numel() * given.element_size(), given.dtype))
+        plain(output, given, *sizes)
+
+    dist.all_to_all_single = counted
+    for epoch in range(steps):
+        before = ranks.bytes_exchanged
+        losses.append(trainer.step(epoch))
+        sent.append(ranks.bytes_exchanged - before)
+    dist.all_to_all_single = plain
+    return {
+        "losses": torch.stack(losses),
+        "gradients": [one.grad for one in trainer.model.parameters()],
+        "state": trainer.model.state_dict(),
+        "accuracy": trainer.evaluate(),
+        "bytes": sent,
+        "handed": handed,
+        "expected_bytes": trainer.step_bytes(),
+    }
