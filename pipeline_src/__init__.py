@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Keep as Keep,
         Offload as Offload,
         Part as Part,
+        Recompute as Recompute,
     )
     from pipeline_src.compression.memory.report import (
         MemoryReport as MemoryReport,
@@ -112,7 +113,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "compression.attachment": ("compress", "decompress"),
-    "compression.config": ("Codes", "CompressionConfig", "Keep", "Offload", "Part"),
+    "compression.config": (
+        *("Codes", "CompressionConfig", "Keep", "Offload", "Part", "Recompute"),
+    ),
     "compression.memory.report": ("MemoryReport", "memory_report"),
     "gnn.aggregation": ("Aggregation", "gcn_aggregation", "mean_aggregation"),
     "gnn.feature_bits": ("FeatureBits",),

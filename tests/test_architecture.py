@@ -74,6 +74,7 @@ PACKAGES: dict[str, set[str]] = {
     "graphs.embedded": {"torch", "sklearn"} | NUMBERS,
     "graphs.fetching": set(),
     "graphs.own.given": set(),
+    "graphs.own.tables": {"pandas"} | NUMBERS,
     "graphs.raw": {"torch", "pandas"} | NUMBERS,
     "graphs.raw_sources": set(),
     "graphs.sizes": set(),

@@ -63,6 +63,7 @@ def test_a_graph_of_ones_own_is_trained_beside_those_that_are_there(config):
         "undirected": None,
         "repeated_edges": "refuse",
         "self_loops": "refuse",
+        "unlabeled": "refuse",
         "ignore": [],
         "split": None,
     }
@@ -117,8 +118,9 @@ def test_a_name_that_cannot_be_is_refused(config, name, message):
     ("entry", "message"),
     [
         ({}, "graphs.mine.path: is missing and has no default"),
-        ({"path": "none.pt"}, "path: expected a file, got none at {folder}/none.pt"),
-        ({"path": "a.csv"}, "path: expected a file that ends in .pt or .npz, got"),
+        ({"path": "none.pt"}, "expected a file or a folder, got none at {folder}/none"),
+        ({"path": "a.csv"}, "path: expected a file that ends in .pt or .npz, or a f"),
+        ({"path": "."}, "mine.path: expected a table edges.csv, got none in {folder}"),
         ({"path": "folder.pt"}, "path: expected a file, got a folder or a device at"),
         ({"path": "{graph}.pt"}, "path: expected a path without {{ }} < and >"),
         ({"path": "<results>.pt"}, "Snakemake takes for names to fill in, got < >"),
@@ -153,6 +155,7 @@ def test_a_name_that_cannot_be_is_refused(config, name, message):
 )
 def test_a_fault_is_told_before_anything_runs(config, tmp_path, entry, message):
     (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "a.csv").touch()
     config["graphs"]["mine"] = entry
     assert message.format(folder=tmp_path) in refusal(config)
 
@@ -169,6 +172,20 @@ def test_paths_lie_where_the_configuration_says(config, tmp_path, monkeypatch):
         config["graphs"]["mine"]["path"] = path
         check(config)
         assert given_files(GivenGraph(path)) == [file]
+
+
+def test_a_folder_is_read_from_its_tables_and_a_split_if_there_is_one(config, tmp_path):
+    config["graphs"]["mine"]["path"] = "tables"
+    assert "expected a file or a folder, got none at" in refusal(config)
+    (tmp_path / "tables").mkdir()
+    tables = ["tables/edges.csv", "tables/features.csv", "tables/labels.csv"]
+    for table in tables:
+        assert f"expected a table {Path(table).name}, got none in" in refusal(config)
+        (tmp_path / table).touch()
+    check(config)
+    assert given_files(GivenGraph("tables")) == tables
+    (tmp_path / "tables" / "split.csv").touch()
+    assert given_files(GivenGraph("tables")) == [*tables, "tables/split.csv"]
 
 
 def test_a_digest_knows_contents_and_not_dates(tmp_path):

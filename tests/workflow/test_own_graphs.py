@@ -28,7 +28,7 @@ compile: false
 graphs:
   mine: {path: data/mine.pt}
   ring:
-    path: data/ring.npz
+    path: data/ring
     undirected: true
     split: {train: 0.4, val: 0.3, seed: 1}
 models:
@@ -55,9 +55,7 @@ def folder(tmp_path_factory):
     graph = synthetic_graph(num_nodes=60, num_edges=240)
     arrays = arrays_of(graph)
     torch.save(Data(**as_tensors(arrays)), folder / "data" / "mine.pt")
-    ring = sound_arrays()
-    ring["edge_index"] = ring["edge_index"][:, :6]
-    np.savez(folder / "data" / "ring.npz", **ring)
+    write_ring(folder / "data" / "ring")
     return folder
 
 
@@ -75,6 +73,18 @@ def arrays_of(graph):
         "edge_index": np.stack([adjacency.column.numpy(), target]),
         **masks,
     }
+
+
+def write_ring(folder):
+    """Six nodes, each edge in one direction, as tables without a split."""
+    tables = {
+        "edges": ["source,target", *(f"{i},{(i + 1) % 6}" for i in range(6))],
+        "features": ["a,b", *(f"{i}.5,1" for i in range(6))],
+        "labels": ["label", *(f"{i % 2}" for i in range(6))],
+    }
+    folder.mkdir()
+    for name, lines in tables.items():
+        (folder / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
 
 
 def options(folder):
@@ -132,6 +142,16 @@ def test_a_word_of_the_configuration_reads_its_graph_again(trained):
 
 
 @pytest.mark.slow
+def test_a_split_that_joins_the_tables_is_read(trained):
+    path = trained / "data" / "ring" / "split.csv"
+    path.write_text("split\n" + "train\nval\ntest\n" * 2, encoding="utf-8")
+    try:
+        assert planned(*options(trained), *TARGETS) == {"read_own_graph": 1}
+    finally:
+        path.unlink()
+
+
+@pytest.mark.slow
 def test_a_faulty_file_is_refused_before_it_is_trained(folder, tmp_path):
     arrays = sound_arrays() | {"y": np.full(6, -1)}
     torch.save(as_tensors(arrays), tmp_path / "mine.pt")
@@ -150,9 +170,9 @@ def test_a_missing_file_is_told_when_jobs_are_planned(tmp_path):
     path = tmp_path / "config" / "config.yaml"
     path.write_text(CONFIGURATION, encoding="utf-8")
     said = snakemake(*options(tmp_path), "--dry-run", exit_status=1)
-    for name in ("mine.pt", "ring.npz"):
+    for name in ("mine.pt", "ring"):
         place = tmp_path / "data" / name
-        assert f".path: expected a file, got none at {place}; relative paths" in said
+        assert f".path: expected a file or a folder, got none at {place}; " in said
     assert "Traceback" not in said
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 FILE_KINDS = (".pt", ".npz")
+EDGE_TABLE, FEATURE_TABLE, LABEL_TABLE = "edges.csv", "features.csv", "labels.csv"
+SPLIT_TABLE = "split.csv"  # may be missing
 # Signs that Snakemake takes for names to fill in where it sees a file's name.
 RESERVED_SIGNS = frozenset("{}<>")
 
@@ -38,6 +40,7 @@ class GivenGraph:
     undirected: bool | None = None  # None: refused where directions differ
     repeated_edges: Literal["refuse", "merge"] = "refuse"
     self_loops: Literal["refuse", "keep", "remove"] = "refuse"
+    unlabeled: Literal["refuse", "exclude"] = "refuse"
     ignore: tuple[str, ...] = ()  # arrays that belong to edges and stay unread
     split: GivenSplit | None = None
 
@@ -57,13 +60,19 @@ class GivenGraph:
 
     @property
     def place(self) -> Path:
-        """The file, relative to the working folder unless it is absolute."""
+        """The file or folder, relative to the working folder or absolute."""
         return Path(self.path).expanduser()
 
 
 def given_files(given: GivenGraph) -> list[str]:
     """The files that the graph is read from, as a rule's inputs."""
-    return [str(given.place)]
+    place = given.place
+    if place.suffix in FILE_KINDS:
+        return [str(place)]
+    tables = [EDGE_TABLE, FEATURE_TABLE, LABEL_TABLE]
+    if (place / SPLIT_TABLE).exists():
+        tables.append(SPLIT_TABLE)
+    return [str(place / table) for table in tables]
 
 
 def digest_of_files(paths: Iterable[str]) -> str:
@@ -88,19 +97,24 @@ def problems_of_place(given: GivenGraph) -> Iterator[str]:
         return
     try:
         place = given.place
-        found, kind = place.exists(), place.suffix
+        found, folder, file = place.exists(), place.is_dir(), place.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, no home
         yield f"expected a path that can be looked up, got an error: {error}"
         return
-    if kind not in FILE_KINDS:
+    if not found:
         yield (
-            f"expected a file that ends in {' or '.join(FILE_KINDS)}, got "
-            f"{place.name!r}; docs/tutorial/own-graph.md says how to write one"
+            f"expected a file or a folder, got none at {place.absolute()}; relative "
+            "paths count from the working folder, that of --directory"
         )
-    elif not found:
-        yield (
-            f"expected a file, got none at {place.absolute()}; relative paths count "
-            "from the working folder, that of --directory"
-        )
-    elif not place.is_file():
+    elif place.suffix in FILE_KINDS and not file:
         yield f"expected a file, got a folder or a device at {place.absolute()}"
+    elif place.suffix not in FILE_KINDS and not folder:
+        yield (
+            f"expected a file that ends in {' or '.join(FILE_KINDS)}, or a folder of "
+            f"CSV tables, got {place.name!r}; docs/tutorial/own-graph.md says how to "
+            "write one"
+        )
+    elif folder:
+        for table in map(Path, given_files(given)):
+            if not table.is_file():
+                yield f"expected a table {table.name}, got none in {place.absolute()}"

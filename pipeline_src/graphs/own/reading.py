@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline_src.graphs.graph import Graph
@@ -18,6 +19,7 @@ from pipeline_src.graphs.own.nodes import (
 )
 from pipeline_src.graphs.own.splits import checked_splits
 from pipeline_src.graphs.own.stored import read_stored
+from pipeline_src.graphs.own.tables import read_tables
 
 READERS: dict[str, Callable[[Path], Arrays]] = {
     ".pt": read_stored,
@@ -41,10 +43,9 @@ def read_own_graph(name: str, given: GivenGraph) -> OwnGraph:
         OSError: if the file cannot be opened.
     """
     place = given.place
-    if place.suffix not in READERS:
-        raise ValueError(f"path: expected one of {', '.join(READERS)}, got {place}")
+    read = READERS.get(place.suffix, read_tables)
     try:
-        return graph_from_arrays(name, READERS[place.suffix](place), given)
+        return graph_from_arrays(name, read(place), given)
     except ValueError as error:
         raise ValueError(f"graphs.{name}, read from {place}: {error}") from error
 
@@ -58,14 +59,14 @@ def graph_from_arrays(name: str, arrays: Arrays, given: GivenGraph) -> OwnGraph:
     refuse_unread_edges(arrays, given.ignore)
     features = checked_features(arrays)
     num_nodes = len(features)
-    labels = checked_labels(arrays, num_nodes)
+    labels = checked_labels(arrays, given, num_nodes)
     source, target = checked_edges(arrays, given, num_nodes)
     train, validation, test = checked_splits(arrays, given, labels)
     adjacency = adjacency_of(source, target, given, num_nodes)
     graph = Graph(
         name=name,
         features=torch.from_numpy(features),
-        labels=torch.from_numpy(labels),
+        labels=torch.from_numpy(np.maximum(labels, 0)),  # any class, in no split
         train_index=torch.from_numpy(train),
         validation_index=torch.from_numpy(validation),
         test_index=torch.from_numpy(test),

@@ -42,6 +42,21 @@ def test_a_seed_draws_one_split_and_another_seed_another():
     assert moved < len(first[0]), "drawn, not cut in order"
 
 
+def test_a_class_is_cut_in_the_order_of_one_shuffle_of_all_nodes():
+    """Against the definition, one node at a time; with enough nodes to tell sorts."""
+    labels = np.random.default_rng(7).integers(0, 3, 999)
+    shuffled = np.random.default_rng(4).permutation(999).tolist()
+    expected: tuple[list[int], ...] = ([], [], [])
+    for label in range(3):
+        nodes = [node for node in shuffled if labels[node] == label]
+        for place, node in enumerate(nodes):
+            # The number of nodes before a cut is its share, rounded: halves up.
+            beyond = [place + 0.5 > len(nodes) * share for share in (0.5, 0.75)]
+            expected[sum(beyond)].append(node)
+    for part, nodes in zip(seeded_split(labels, 0.5, 0.25, 4), expected, strict=True):
+        assert part.tolist() == sorted(nodes)
+
+
 PINNED = [[2, 3, 4, 5, 6, 7], [0, 9], [1, 8]]
 
 
