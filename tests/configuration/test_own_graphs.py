@@ -63,6 +63,7 @@ def test_a_graph_of_ones_own_is_trained_beside_those_that_are_there(config):
         "undirected": None,
         "repeated_edges": "refuse",
         "self_loops": "refuse",
+        "unlabeled": "refuse",
         "ignore": [],
         "split": None,
     }

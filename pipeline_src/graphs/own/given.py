@@ -40,6 +40,7 @@ class GivenGraph:
     undirected: bool | None = None  # None: refused where directions differ
     repeated_edges: Literal["refuse", "merge"] = "refuse"
     self_loops: Literal["refuse", "keep", "remove"] = "refuse"
+    unlabeled: Literal["refuse", "exclude"] = "refuse"
     ignore: tuple[str, ...] = ()  # arrays that belong to edges and stay unread
     split: GivenSplit | None = None
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline_src.graphs.edges import whole_numbers
 from pipeline_src.graphs.own.arrays import COUNT, FEATURES, LABELS, Arrays, taken
+from pipeline_src.graphs.own.given import GivenGraph
 
 
 def checked_features(arrays: Arrays) -> np.ndarray:
@@ -34,53 +35,56 @@ def checked_features(arrays: Arrays) -> np.ndarray:
     return features
 
 
-def checked_labels(arrays: Arrays, num_nodes: int) -> np.ndarray:
+def checked_labels(arrays: Arrays, given: GivenGraph, num_nodes: int) -> np.ndarray:
     """(num_nodes,) int64 classes, counted from 0; a single column is one list.
+
+    Nodes without a class, which the user may leave out of all splits, have -1.
 
     Raises:
         ValueError: if a node has no class or several, or the classes are none.
     """
-    given = taken(arrays, LABELS)
-    if given.ndim == 2 and given.shape[1] == 1:
-        given = given[:, 0]
-    if given.ndim == 2:
+    stored = taken(arrays, LABELS)
+    if stored.ndim == 2 and stored.shape[1] == 1:
+        stored = stored[:, 0]
+    if stored.ndim == 2:
         raise ValueError(
-            f"y: expected one class per node, got shape {given.shape}: several labels "
+            f"y: expected one class per node, got shape {stored.shape}: several labels "
             "of a node are not supported; if each row marks one class, write "
             "y.argmax(1)"
         )
-    if given.shape != (num_nodes,):
+    if stored.shape != (num_nodes,):
         raise ValueError(
             f"y: expected {num_nodes} classes, one for each row of x, got shape "
-            f"{given.shape}"
+            f"{stored.shape}"
         )
-    if given.dtype.kind not in "iu":
+    if stored.dtype.kind not in "iu":
         raise ValueError(
-            f"y: expected classes as integers, got {given.dtype}; if they are classes "
+            f"y: expected classes as integers, got {stored.dtype}; if they are classes "
             "and no quantity, write y.long()"
         )
-    labels = whole_numbers("y", given)
+    labels = whole_numbers("y", stored)
     low, high = int(labels.min()), int(labels.max())
-    if low < 0:
+    if low < 0 and given.unlabeled == "refuse":
         raise ValueError(
             f"y: expected classes counted from 0, got {low} at node "
-            f"{int(labels.argmin())} ({int((labels < 0).sum())} are negative); give "
-            "nodes without a class any class, and keep them out of all three splits"
+            f"{int(labels.argmin())} ({int((labels < 0).sum())} are negative); if such "
+            "nodes have no class, write unlabeled: exclude"
         )
-    if high == 0 or high >= num_nodes:
+    if high <= 0 or high >= num_nodes:
         raise ValueError(
             f"y: expected at least 2 classes and at most one for each of {num_nodes} "
-            f"nodes, got a largest class of {high}; classes are counted from 0 on, "
-            "without gaps"
+            f"nodes, got a largest class of {high}; classes are counted from 0"
         )
-    return labels
+    return np.maximum(labels, -1)
 
 
 def notes_of_nodes(arrays: Arrays, labels: np.ndarray) -> Iterator[str]:
     """Sentences on what was done to features, and on classes without nodes."""
     if (dtype := arrays[FEATURES].dtype) != np.float32:
         yield f"x: {dtype} became float32"
-    if empty := np.flatnonzero(np.bincount(labels) == 0).tolist():
+    if missing := int((labels < 0).sum()):
+        yield f"y: {missing} nodes have no class, and are in no split"
+    if empty := np.flatnonzero(np.bincount(labels[labels >= 0]) == 0).tolist():
         more = ", ..." if len(empty) > 5 else ""
         yield (
             f"y: {len(empty)} classes have no node: "

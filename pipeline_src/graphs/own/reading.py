@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline_src.graphs.graph import Graph
@@ -58,14 +59,14 @@ def graph_from_arrays(name: str, arrays: Arrays, given: GivenGraph) -> OwnGraph:
     refuse_unread_edges(arrays, given.ignore)
     features = checked_features(arrays)
     num_nodes = len(features)
-    labels = checked_labels(arrays, num_nodes)
+    labels = checked_labels(arrays, given, num_nodes)
     source, target = checked_edges(arrays, given, num_nodes)
     train, validation, test = checked_splits(arrays, given, labels)
     adjacency = adjacency_of(source, target, given, num_nodes)
     graph = Graph(
         name=name,
         features=torch.from_numpy(features),
-        labels=torch.from_numpy(labels),
+        labels=torch.from_numpy(np.maximum(labels, 0)),  # any class, in no split
         train_index=torch.from_numpy(train),
         validation_index=torch.from_numpy(validation),
         test_index=torch.from_numpy(test),

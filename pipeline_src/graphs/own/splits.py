@@ -15,24 +15,29 @@ Splits = tuple[np.ndarray, np.ndarray, np.ndarray]  # train, validation, test no
 def checked_splits(arrays: Arrays, given: GivenGraph, labels: np.ndarray) -> Splits:
     """Nodes to train, validate and test on, sorted int64, disjoint, none empty.
 
-    A split that the configuration asks for is made, whatever the file holds.
+    A split that the configuration asks for is made, whatever the file holds. Nodes
+    without a class, whose label is -1, are in none.
 
     Raises:
         ValueError: if there is no split, or what the file gives is none.
     """
     split = given.split or GivenSplit()
     if split.train is not None and split.val is not None:
-        splits = seeded_split(labels, split.train, split.val, split.seed)
+        labeled = np.flatnonzero(labels >= 0)
+        parts = seeded_split(labels[labeled], split.train, split.val, split.seed)
+        splits = labeled[parts[0]], labeled[parts[1]], labeled[parts[2]]
         names: tuple[str, ...] = ("train", "val", "test")
     else:
         names = _names_of_splits(arrays)
         splits = _splits_of_file(arrays, names, split.column, len(labels))
-    _refuse_empty_or_shared(dict(zip(names, splits, strict=True)))
+    named = dict(zip(names, splits, strict=True))
+    _refuse_empty_or_shared(named)
+    _refuse_unlabeled(named, labels)
     return splits
 
 
 def seeded_split(
-    labels: np.ndarray,  # (num_nodes,) int64
+    labels: np.ndarray,  # (num_nodes,) int64, from 0
     train: float,  # share of each class, above 0
     val: float,  # share of each class, above 0; train + val below 1
     seed: int,
@@ -150,4 +155,13 @@ def _refuse_empty_or_shared(splits: dict[str, np.ndarray]) -> None:
             raise ValueError(
                 f"{one} and {other}: expected no node in both, got {shared.size}, "
                 f"the first is node {shared[0]}"
+            )
+
+
+def _refuse_unlabeled(splits: dict[str, np.ndarray], labels: np.ndarray) -> None:
+    for name, nodes in splits.items():
+        if (missing := nodes[labels[nodes] < 0]).size:
+            raise ValueError(
+                f"{name}: expected nodes with a class, got {missing.size} without, the "
+                f"first is node {missing[0]}; take them out of the split"
             )

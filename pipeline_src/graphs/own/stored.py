@@ -27,6 +27,8 @@ REMEDY = (
     '"val_mask": data.val_mask, "test_mask": data.test_mask}, path)'
 )
 
+MORE_DAMAGE = (ArithmeticError, AssertionError, AttributeError, LookupError)
+
 
 class StoredData:
     """Receives the attributes of Data, of its storage and of what hangs on them."""
@@ -59,15 +61,17 @@ def read_stored(path: str | Path) -> Arrays:
     try:
         if zipfile.is_zipfile(path):
             refuse_large_archive(path)
+            _refuse_altered(path)
         with _only_stand_ins():
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            "expected tensors in a Data or in a dictionary, got a file that could "
-            f"execute code, of which nothing was executed: {_first_line(error)}; "
+            "expected tensors in a Data or in a dictionary, got a file that asks for "
+            f"more, which could be code, so nothing of it was executed: "
+            f"{_first_line(error)}; "
             f"{REMEDY}"
         ) from error
-    except (*DAMAGE, ArithmeticError, AssertionError, LookupError) as error:
+    except (*DAMAGE, *MORE_DAMAGE) as error:
         raise ValueError(
             f"expected a sound file of torch.save, got: {_first_line(error)}"
         ) from error
@@ -89,6 +93,13 @@ def _only_stand_ins() -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(admitted)
+
+
+def _refuse_altered(path: str | Path) -> None:
+    """Compare checksums, which PyTorch writes and does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} does not match its checksum")
 
 
 def _attributes(content: Any) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from torch_geometric.data import Data
 
 from pipeline_src.graphs.graph import check_graph
 from pipeline_src.graphs.own.reading import graph_from_arrays, read_own_graph
+from pipeline_src.graphs.own.splits import seeded_split
 
 NUM_NODES = 5
 ends = st.integers(0, NUM_NODES - 1)
@@ -182,7 +183,7 @@ LISTS = {
         (
             with_value("y", 3, -1),
             {},
-            r"y: expected classes counted from 0, got -1 at node 3 \(1 are negative\)",
+            r"from 0, got -1 at node 3 \(1 are negative\).*unlabeled: exclude",
         ),
         (with_value("y", 3, 6), {}, r"y: expected at least 2 .*a largest class of 6"),
         ({"y": 0 * NODES}, {}, r"y: expected at least 2 classes.*class of 0"),
@@ -191,6 +192,12 @@ LISTS = {
             {},
             r"y must hold numbers that int64 can",
         ),
+        (
+            with_value("y", 3, -1),
+            {"unlabeled": "exclude"},
+            r"val_mask: expected nodes with a class, got 1 without.*is node 3",
+        ),
+        ({"y": 0 * NODES - 1}, {"unlabeled": "exclude"}, r"y: expected at least 2 cl"),
         # edges
         ({"edge_index": None}, {}, r"edge_index: expected an array of this name"),
         (
@@ -352,3 +359,28 @@ def test_what_was_done_is_said():
     keys["undirected"] = False
     notes = graph_from_arrays("mine", arrays, given(**keys)).notes
     assert "edge_index: directions are kept, a node hears from sources only" in notes
+
+
+@settings(max_examples=60, deadline=None)
+@drawn(labels=st.lists(st.integers(-2, 2), min_size=12, max_size=12))
+def test_nodes_without_a_class_stay_in_the_graph_and_out_of_a_made_split(labels):
+    """The split is that of the labelled nodes alone, under their own numbers."""
+    num_nodes, y = len(labels), np.array([0, 1] * 6 + labels)
+    around = np.arange(len(y))
+    ring = np.stack([around, (around + 1) % len(y)])
+    arrays = {"x": np.eye(len(y)), "y": y, "edge_index": ring}
+    words = {"train": 0.5, "val": 0.25, "seed": 3}
+    keys = {"undirected": True, "unlabeled": "exclude", "split": words}
+    graph, notes = graph_from_arrays("mine", arrays, given(**keys))
+    check_graph(graph)
+    assert graph.num_nodes == num_nodes + 12
+    assert graph.adjacency.degree.tolist() == [2] * len(y)
+    labeled = [node for node in range(len(y)) if y[node] >= 0]
+    alone = seeded_split(y[labeled], 0.5, 0.25, 3)
+    for nodes, part in zip(graph.splits.values(), alone, strict=True):
+        assert nodes.tolist() == [labeled[i] for i in part]
+        assert graph.labels[nodes].tolist() == y[nodes].tolist()
+    said = [note for note in notes if "no class" in note]
+    unlabeled = len(y) - len(labeled)
+    expected = f"y: {unlabeled} nodes have no class, and are in no split"
+    assert said == ([expected] if unlabeled else [])

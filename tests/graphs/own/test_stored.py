@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -83,7 +84,9 @@ def test_nothing_in_a_file_is_executed(tmp_path, kind, wrap, write):
         torch.load(path, weights_only=False)
     assert marker.exists(), "executed by those who trust it"
     marker.rmdir()
-    with pytest.raises(ValueError, match=r"of torch.save|nothing was executed") as told:
+    with pytest.raises(
+        ValueError, match=r"of torch.save|nothing of it was executed"
+    ) as told:
         read_stored(path)
     assert not marker.exists()
     assert "add_safe_globals" not in str(told.value), "that advice would execute it"
@@ -122,18 +125,62 @@ def test_what_is_not_read_may_be_anything_plain(tmp_path):
     assert read_stored(saved(content, tmp_path)).keys() == {"x", "title", "names"}
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "torn"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "torn", "flipped"])
 def test_a_damaged_file_is_refused_in_words(tmp_path, damage):
     path = saved(as_tensors(sound_arrays()), tmp_path)
     whole = path.read_bytes()
+    features = sound_arrays()["x"].tobytes()
+    assert features in whole
     broken = {
         "empty": b"",
         "text": b"x,y\n1,2\n",
         "cut": whole[: len(whole) // 2],
+        "flipped": whole.replace(features, features[::-1]),
         "torn": whole.replace(b"edge_index", b"\x80\x80\x80\x80\x80\x80\x80\x80\x80."),
     }
     path.write_bytes(broken[damage])
-    with pytest.raises(ValueError, match=r"torch.save|nothing was executed"):
+    with pytest.raises(ValueError, match=r"torch.save|nothing of it was executed"):
+        read_stored(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_program_torn_anywhere_is_refused_in_words_or_read(tmp_path, zipped):
+    """Whatever the pickle inside says: a ValueError, and no other exception."""
+    random = np.random.default_rng(0)
+    content = Data(**as_tensors(sound_arrays()))
+    path = saved(content, tmp_path, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        (program,) = (name for name in members if name.endswith("/data.pkl"))
+    else:
+        members, program = {"": path.read_bytes()}, ""
+    whole = members[program]
+    refused = 0
+    for _ in range(200):
+        torn = bytearray(whole)
+        torn[random.integers(len(torn))] = random.integers(256)
+        path.write_bytes(torn)
+        if zipped:
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, stored in members.items():
+                    archive.writestr(name, torn if name == program else stored)
+        try:
+            read_stored(path)
+        except ValueError:
+            refused += 1
+    assert refused > 50, "most of a program matters"
+
+
+@pytest.mark.parametrize("second", ["text", ("storage",)])
+def test_what_pytorch_stumbles_over_is_a_damaged_file(tmp_path, second, monkeypatch):
+    path = saved(as_tensors(sound_arrays()), tmp_path)
+
+    def stumble(*_, **__):
+        return second.dtype
+
+    monkeypatch.setattr(torch, "load", stumble)
+    with pytest.raises(ValueError, match=r"expected a sound file of torch.save, got"):
         read_stored(path)
 
 
