@@ -14,6 +14,10 @@ from typing import Any
 import yaml
 
 from pipeline_src.configuration.method_keys import NOT_COMPRESSED, problems_of_methods
+from pipeline_src.configuration.model_keys import (
+    problems_of_classes,
+    problems_of_models,
+)
 from pipeline_src.configuration.own_graphs import (
     problems_of_own_graphs,
     with_own_graphs,
@@ -79,12 +83,14 @@ def checked_configuration(
     _refuse(problems(filled, with_own_graphs(schema, filled)))
     _refuse(list(_problems_of_text(filled)))
     _refuse(list(problems_of_methods(filled["methods"], schema)))
+    _refuse(list(problems_of_models(filled["models"], schema)))
     fill_defaults(filled, schema)
     for method in filled["methods"].values():
         method.setdefault("bits", NOT_COMPRESSED)
     filled["compile"] = str(filled["compile"]).lower()
     _refuse(list(problems_of_own_graphs(filled, schema)))
     _refuse(list(_problems_of_names(filled)))
+    _refuse(list(problems_of_classes(filled)))
     _refuse(list(_problems_of_size(filled)))
     plans: tuple[Callable[[dict[str, Any]], object], ...]
     plans = (run_specs, measurement_plans, capture_plans, byte_book_specs)
@@ -212,7 +218,7 @@ def _problems_of_byte_books(config: Mapping[str, Any]) -> Iterator[str]:
             method = config["methods"].get(name, {"policy": "full"})
             widths = method.get("layer_bits") or [method.get("bits")]
             if (
-                method["policy"] == "pyg"
+                method["policy"] in ("pyg", "compress")
                 or method.get("without")
                 or (method["policy"] == "lean" and NOT_COMPRESSED in widths)
             ):

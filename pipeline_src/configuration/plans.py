@@ -204,7 +204,7 @@ def _spec(
 ) -> RunSpec:
     return RunSpec(
         graph=graph,
-        model=ModelSpec(name=model, **config["models"][model]),
+        model=ModelSpec.from_config(model, config["models"][model]),
         method=MethodSpec.from_json({"name": method, **config["methods"][method]}),
         training=TrainingSpec(**{**entry["training"], "epochs": epochs}),
         seeds=seeds,

@@ -45,3 +45,14 @@ class NetworkShape:
     def widths(self) -> tuple[int, ...]:
         """Features before the first layer and after each."""
         return self.num_features, *[self.hidden] * self.num_hidden, self.num_classes
+
+
+@dataclass(frozen=True)
+class ClassShape:
+    """A network of somebody else's: a class and what it is made with."""
+
+    class_name: str  # dotted, "torch_geometric.nn.GAT"
+    arguments: str  # JSON; in_channels and out_channels are the graph's
+    input: str  # "edges": edge_index; "matrix": a sparse CSR matrix, row by receiver
+    num_features: int
+    num_classes: int

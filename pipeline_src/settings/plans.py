@@ -166,7 +166,7 @@ def _plan(
 ) -> ActivationPlan:
     full = RunSpec(
         graph=graph,
-        model=ModelSpec(name=model, **config["models"][model]),
+        model=ModelSpec.from_config(model, config["models"][model]),
         method=FULL,
         training=TrainingSpec(**entry["training"]),
         seeds=(0,),

@@ -8,30 +8,47 @@ The method's specification alone decides the keeper: nothing later asks for the 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from pipeline_src.compression.attachment import compress as compress_model
+from pipeline_src.compression.config import CompressionConfig
 from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork, Keep
 from pipeline_src.gnn.pyg.technique import Technique
-from pipeline_src.gnn.shape import NetworkShape
+from pipeline_src.gnn.shape import ClassShape, NetworkShape
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.quant.compressor import Compressor
 from pipeline_src.quant.projection import count_projected
 from pipeline_src.quant.rectified import RectifiedCoder
-from pipeline_src.training.spec import BoundariesOf, MethodSpec, ModelSpec
+from pipeline_src.training.spec import (
+    METHODS_OF_CLASSES,
+    BoundariesOf,
+    MethodSpec,
+    ModelSpec,
+)
 
 if TYPE_CHECKING:
+    from pipeline_src.gnn.pyg.class_network import ClassNetwork
     from pipeline_src.gnn.pyg.network import PygNetwork
 
 # None: PyTorch keeps what it keeps.
-Keeper = Keep | LeanRecipe | Technique | None
+Keeper = Keep | LeanRecipe | Technique | CompressionConfig | None
+Shape = NetworkShape | ClassShape
 
 
-def shape_of(model: ModelSpec, graph: Graph) -> NetworkShape:
+def shape_of(model: ModelSpec, graph: Graph) -> Shape:
     """The shape that a model takes on a graph."""
+    if model.is_class:
+        return ClassShape(
+            model.layer,
+            model.arguments,
+            model.input,
+            graph.num_features,
+            graph.num_classes,
+        )
     return NetworkShape(
         model.layer,
         graph.num_features,
@@ -45,7 +62,7 @@ def shape_of(model: ModelSpec, graph: Graph) -> NetworkShape:
 
 def keeper_of(
     method: MethodSpec,
-    shape: NetworkShape,
+    shape: Shape,
     boundaries_of: BoundariesOf | None,
     compile: str,
     device: torch.device,
@@ -53,9 +70,19 @@ def keeper_of(
     """What a method keeps for backward, and in which form.
 
     Raises:
-        ValueError: if the method needs solved boundaries and none are given, or asks
-            for torch.compile and nothing may be compiled.
+        ValueError: if the method needs solved boundaries and none are given, asks
+            for torch.compile and nothing may be compiled, or knows no classes.
     """
+    if method.policy == "compress":
+        # Rounding follows the seed of the run, which torch was given before.
+        return CompressionConfig(method.bits, seed=torch.initial_seed() % 2**31)
+    if isinstance(shape, ClassShape):
+        if (method.policy, method.technique) not in METHODS_OF_CLASSES:
+            raise ValueError(
+                f"method {method.name} cannot train {shape.class_name}: a class trains "
+                "by policy full or compress, or by pyg with technique eager or autocast"
+            )
+        return Technique(method.technique)
     match method.policy:
         case "exact":
             return _published(method, boundaries_of, compile, device)
@@ -73,11 +100,22 @@ def keeper_of(
 
 
 def build_network(
-    shape: NetworkShape, keeper: Keeper, compile: str
-) -> "GraphNetwork | PygNetwork":
-    """The network, on the CPU, with parameters of torch's global generator."""
+    shape: Shape, keeper: Keeper, compile: str
+) -> "GraphNetwork | PygNetwork | ClassNetwork":
+    """The network, on the CPU, with parameters of torch's global generator.
+
+    Raises:
+        ValueError: if a class cannot be found or made, saying why.
+    """
+    if isinstance(keeper, CompressionConfig):
+        network = build_network(shape, Technique(), compile)
+        return compress_model(network, keeper)
+    # PyTorch Geometric takes seconds to import, and no other method needs it.
+    if isinstance(shape, ClassShape):
+        from pipeline_src.gnn.pyg.class_network import ClassNetwork
+
+        return ClassNetwork(shape, cast(Technique, keeper))
     if isinstance(keeper, Technique):
-        # PyTorch Geometric takes seconds to import, and no other method needs it.
         from pipeline_src.gnn.pyg.network import PygNetwork
 
         return PygNetwork(shape, keeper)

@@ -25,19 +25,45 @@ from typing import Any
 # (bits, block size) -> boundaries in bin units
 BoundariesOf = Callable[[int, int], tuple[float, ...]]
 _TUPLES = ("layer_bits", "without")  # of a method's fields
+# (policy, technique) that train any class
+METHODS_OF_CLASSES = (
+    *(("full", "eager"), ("compress", "eager")),
+    *(("pyg", "eager"), ("pyg", "autocast")),
+)
 MAX_BLOCK_SIZE = 1024  # the published kernels cap a block at this many values
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network: `num_layers` convolutions of one kind, `hidden` features between."""
+    """A network: `num_layers` convolutions of one kind, `hidden` features between.
+
+    Or any class, by its dotted name in place of `layer`, with arguments of its own.
+    """
 
     name: str
-    layer: str  # "sage" or "gcn"
+    layer: str  # "sage", "gcn" or a class such as "torch_geometric.nn.GAT"
     num_layers: int
     hidden: int
     dropout: float
     batch_norm: bool
+    arguments: str = ""  # of a class, as JSON
+    input: str = ""  # of a class: "edges" or "matrix"
+
+    @classmethod
+    def from_config(cls, name: str, values: Mapping[str, Any]) -> "ModelSpec":
+        """From what a checked configuration says of it."""
+        values = dict(values)
+        class_name = values.pop("class", None)
+        arguments, edges = values.pop("arguments", {}), values.pop("input", "edges")
+        if class_name is None:
+            return cls(name, **values)
+        text = json.dumps(arguments, sort_keys=True)
+        return cls(name, class_name, 0, 0, 0.0, False, text, edges)
+
+    @property
+    def is_class(self) -> bool:
+        """Whether it is a class of somebody else's."""
+        return "." in self.layer
 
 
 @dataclass(frozen=True)
@@ -49,7 +75,7 @@ class MethodSpec:
     # "full": all that PyTorch keeps; "exact": the published layout; "lean": codes of
     # hidden layers with their ends and statistics (gnn/lean); "pyg": PyTorch
     # Geometric's layers with one of PyTorch's own ways to save memory
-    # (gnn/pyg/technique.py)
+    # (gnn/pyg/technique.py); "compress": the same layers under compress(model)
     policy: str
     bits: int = 32  # of one code; 32 means not compressed
     projection_ratio: int = 1  # num_features / num_projected (papers: D/R)

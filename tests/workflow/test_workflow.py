@@ -65,6 +65,14 @@ PAIRED = {
     # digits: models x methods; else graphs x methods x blocks of seeds
     "train_run": 2 * 3 + 4 * 2 * 2,
 }
+COMPRESS = RESULTS | {
+    "fetch_graph": 3,
+    "prepare_graph": 4,
+    "plot_figure": 6,  # no growth
+    "benchmark_training": 4,
+    # digits, and graphs: models x methods x blocks of seeds
+    "train_run": 4 * 2 * 2 + 3 * 2 * 2 * 2,
+}
 PAPER = RESULTS | {
     "fetch_graph": 2,
     "prepare_graph": 2,
@@ -116,6 +124,7 @@ del SELECTION["benchmark_training"]
         (("--snakefile", "workflow/Snakefile"), DEFAULT),
         (("--configfile", "config/planetoid.yaml"), PLANETOID),
         (("--configfile", "config/paired.yaml"), PAIRED),
+        (("--configfile", "config/compress.yaml"), COMPRESS),
         (("--configfile", "config/paper.yaml"), PAPER),
         (("--configfile", "config/benchmark.yaml"), BENCHMARK),
         (("--configfile", "config/scaling.yaml"), SCALING),
@@ -131,6 +140,7 @@ del SELECTION["benchmark_training"]
         "inner",
         "planetoid",
         "paired",
+        "compress",
         "paper",
         "benchmark",
         "scaling",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pipeline_src.gnn.aggregation import Aggregation
-from pipeline_src.gnn.models import SageLayer
+from pipeline_src.gnn.models import GraphNetwork, SageLayer
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.measuring.lean.layouts import Estimate, Layout, Sides, sides_of
 from pipeline_src.quant.rectified import Normalization
@@ -111,8 +111,9 @@ class LayoutTrainer(Trainer):
         self.model.train()
         generator = torch.Generator().manual_seed(self.seed * 2**20 + epoch)
         dropout = self.spec.model.dropout
-        *hidden, last = cast(list[SageLayer], list(self.model.convolutions))
-        norms = cast(list[nn.BatchNorm1d], list(self.model.norms))
+        model = cast(GraphNetwork, self.model)
+        *hidden, last = cast(list[SageLayer], list(model.convolutions))
+        norms = cast(list[nn.BatchNorm1d], list(model.norms))
         x = known = self.graph.features
         for convolution, norm, layout in zip(hidden, norms, self.layouts, strict=True):
             y = self._convolve(convolution, x, known)

@@ -1,0 +1,125 @@
+"""Models that are classes, and what can train them."""
+
+import copy
+import json
+
+import pytest
+
+from pipeline_src.configuration.checks import ConfigurationError
+from pipeline_src.configuration.plans import measurement_plans, run_specs
+from pipeline_src.training.spec import ModelSpec, RunSpec
+from tests.configuration.test_checks import SMALL, check, put
+
+GAT = {
+    "class": "torch_geometric.nn.GAT",
+    "arguments": {"hidden_channels": 8, "num_layers": 2, "heads": 4},
+}
+LEAN = {"label": "lean", "policy": "lean", "bits": 2, "rows_per_block": 8}
+METHODS = {
+    "fp32": {"label": "FP32", "policy": "full"},
+    "pyg": {"label": "PyG", "policy": "pyg"},
+    "bf16": {"label": "bfloat16", "policy": "pyg", "technique": "autocast"},
+    "compress2": {"label": "compress INT2", "policy": "compress", "bits": 2},
+}
+
+
+@pytest.fixture
+def config():
+    config = copy.deepcopy(SMALL)
+    config["models"]["gat"] = copy.deepcopy(GAT)
+    config["methods"].update(copy.deepcopy(METHODS), lean=LEAN)
+    entry = {"graphs": ["digits"], "models": ["gat"], "methods": list(METHODS)}
+    config["sweeps"].append({**entry, "training": {"epochs": 2}})
+    config["measurements"] = [{**entry, "timed_methods": list(METHODS)}]
+    return config
+
+
+def test_a_class_becomes_a_specification_that_comes_back_from_a_record(config):
+    checked = check(config)
+    assert check(checked) == checked
+    (spec,) = [
+        one
+        for one in run_specs(checked)
+        if (one.model.name, one.method.name) == ("gat", "compress2")
+    ]
+    assert spec.model.is_class
+    assert spec.model.layer == GAT["class"]
+    assert json.loads(spec.model.arguments) == GAT["arguments"]
+    assert (spec.model.input, spec.method.bits) == ("edges", 2)
+    assert RunSpec.from_json(spec.to_json()) == spec
+    again = RunSpec.from_params(spec.to_params(), device=spec.device)
+    assert again.model == spec.model
+    assert len(measurement_plans(checked)[0].specs) == 4
+
+
+def test_arguments_are_part_of_what_decides_a_record(config):
+    first = run_specs(check(config))
+    config["models"]["gat"]["arguments"]["heads"] = 2
+    second = run_specs(check(config))
+    changed = [
+        one.model.name
+        for one, other in zip(first, second, strict=True)
+        if one.to_params() != other.to_params()
+    ]
+    assert changed == ["gat"] * 4
+
+
+def test_layers_are_no_class(config):
+    values = check(config)["models"]["sage-2x8"]
+    assert not ModelSpec.from_config("sage-2x8", values).is_class
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("models.sage-2x8.hidden", ..., r"^models\.sage-2x8\.hidden: is missing; or"),
+        ("models.sage-2x8.arguments", {"heads": 2}, "arguments: means nothing without"),
+        ("models.sage-2x8.input", "matrix", "input: means nothing without a class"),
+        ("models.gat.hidden", 8, r"^models\.gat\.hidden: means nothing beside a cla"),
+        ("models.gat.dropout", 0.1, "dropout: means nothing beside a class"),
+        ("models.gat.class", "GAT", r"^models\.gat\.class: .*got 'GAT'"),
+        ("models.gat.class", "os.path; x", r"^models\.gat\.class: .*got 'os\.path; x'"),
+        ("models.gat.class", "no_such.Net", "there is no no_such; install it, or put"),
+        ("models.gat.arguments", [2], r"arguments: expected .*got \[2\]"),
+        ("models.gat.input", "matrix", "'bf16' is bfloat16, in which PyTorch mult"),
+        ("methods.compress2.bits", 1, "policy compress needs one of .* got 1; one bit"),
+        ("methods.compress2.bits", ..., "policy compress needs one of .* got null"),
+        ("methods.compress2.rows_per_block", 8, "means nothing with policy compress"),
+        ("sweeps.1.methods", ["lean"], "'lean' cannot train the class 'gat': full and"),
+        ("sweeps.1.methods", ["block64"], "'block64' cannot train the class 'gat'"),
+        (
+            "captures",
+            [
+                {
+                    "graphs": ["digits"],
+                    "models": ["gat"],
+                    "method": "block64",
+                    "epochs": [1],
+                }
+            ],
+            r"^captures\[0\]\.models: 'gat' is a class, and activations are captured",
+        ),
+        (
+            "byte_books",
+            [{"graphs": ["arxiv_shape"], "models": ["gat"], "methods": ["fp32"]}],
+            r"byte_books\[0\]\.models: 'gat' is a class, and bytes of a class are meas",
+        ),
+        (
+            "byte_books",
+            [
+                {
+                    "graphs": ["arxiv_shape"],
+                    "models": ["sage-2x8"],
+                    "methods": ["compress2"],
+                }
+            ],
+            "'compress2' has no byte book",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_a_job(
+    config, path, value, message
+):
+    put(config, path, value)
+    with pytest.raises(ConfigurationError, match=message):
+        check(config)
