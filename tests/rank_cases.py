@@ -16,6 +16,7 @@ from pipeline_src.distributed.aggregation import Halo, part_aggregation
 from pipeline_src.distributed.network import PartNetwork
 from pipeline_src.distributed.parts import cut
 from pipeline_src.distributed.ranks import Ranks
+from pipeline_src.distributed.train import train as train_by_plan
 from pipeline_src.distributed.trainer import PartTrainer
 from pipeline_src.distributed.wire import Wire
 from pipeline_src.graphs.embedded import synthetic_graph
@@ -221,3 +222,18 @@ def fail_on_rank_1(how):
 def sleep(folder):
     (folder / str(os.getpid())).touch()
     time.sleep(60)
+
+
+def checkpointed(plan, kill=None):
+    """Train by a plan; rank 1 kills itself at the start of step `kill`."""
+    ranks = Ranks.joined()
+    if kill is not None and ranks.rank == 1:
+        step = PartTrainer.step
+
+        def deadly(trainer, epoch):
+            if epoch == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(trainer, epoch)
+
+        PartTrainer.step = deadly
+    train_by_plan(plan, ranks, torch.device("cpu"))

@@ -4,7 +4,7 @@ import pytest
 import rank_cases
 import torch
 
-from pipeline_src.distributed.local import run_on_ranks
+from pipeline_src.distributed.jobs.local import run_on_ranks
 
 # Two orders of sums over the nodes of both batches, through two layers of two products
 # and a norm, forward and back, and the loss.

@@ -9,7 +9,7 @@ import torch
 from rank_cases import NODES, WIDTH, spec
 
 from pipeline_src.distributed.aggregation import Halo
-from pipeline_src.distributed.local import run_on_ranks
+from pipeline_src.distributed.jobs.local import run_on_ranks
 from pipeline_src.distributed.parts import cut
 from pipeline_src.distributed.ranks import Ranks
 from pipeline_src.distributed.trainer import PartTrainer
@@ -240,13 +240,27 @@ def test_each_exchange_of_each_step_rounds_by_a_seed_of_its_own(monkeypatch, lay
     monkeypatch.setattr(Wire, "encode", recorded)
     (part,) = cut(rank_cases.planted(), torch.zeros(NODES, dtype=torch.int64), 1)
     trainer = PartTrainer(spec(layer), part, Ranks(), Wire(2), 0)
+    assert taken == ([None] if layer == "sage" else []), "features travel once"
+    taken.clear()
     for epoch in range(2):
         trainer.step(epoch)
     assert len(set(taken)) == len(taken) == 2 * trainer.model.num_exchanges
     assert taken == trainer.wire_seeds[:2].flatten().tolist()
     taken.clear()
     trainer.evaluate()
-    assert taken == [None] * 3, "evaluation is in full precision"
+    # In full precision; GraphSAGE has the aggregation of features already.
+    assert taken == [None] * len(trainer.model.sent_widths()[0])
+
+
+def test_an_aggregation_that_is_kept_is_refused_once_features_change():
+    (part,) = cut(rank_cases.planted(), torch.zeros(NODES, dtype=torch.int64), 1)
+    trainer = PartTrainer(spec(), part, Ranks(), Wire(), 0)
+    own, other = part.features, part.features.clone() * 2
+    assert trainer.aggregation(own) is trainer.aggregation(own)
+    assert torch.equal(trainer.aggregation(other), 2 * trainer.aggregation(own))
+    own.mul_(2)
+    with pytest.raises(RuntimeError, match="an inplace operation: features"):
+        trainer.step(0)
 
 
 def test_what_is_not_finite_is_reported():
