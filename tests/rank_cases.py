@@ -3,11 +3,13 @@
 import os
 import signal
 import time
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from pipeline_src.compression.attachment import compress
@@ -21,6 +23,7 @@ from pipeline_src.distributed.trainer import PartTrainer
 from pipeline_src.distributed.wire import Wire
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import Graph, adjacency_from_edges
+from pipeline_src.training.meters import resident_bytes
 from pipeline_src.training.networks import shape_of
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 
@@ -237,3 +240,34 @@ def checkpointed(plan, kill=None):
 
         PartTrainer.step = deadly
     train_by_plan(plan, ranks, torch.device("cpu"))
+
+
+def hold(graph_name, owner_name, run, methods, bits):
+    """Bytes that a rank holds, keeps by each method, and sends in a step."""
+    graph = GRAPHS[graph_name]()
+    part, ranks = my_part(graph, OWNERS[owner_name](dist.get_world_size()))
+    kept = []
+    for method in methods:
+        given = replace(run, method=method)
+        trainer = PartTrainer(given, part, ranks, Wire(bits, "false"), 0)
+        trainer.step(0)
+        resident = [getattr(part, field.name) for field in fields(part)]
+        resident = [one for one in resident if isinstance(one, torch.Tensor)]
+        resident += trainer.aggregation.tensors()
+        resident += [one for _, one in trainer.aggregation._kept.values()]
+        others = [*trainer.model.parameters(), *trainer.model.buffers(), trainer.seeds]
+        seen = []
+
+        def pack(tensor, seen=seen):
+            seen.append(tensor)
+            return tensor
+
+        trainer.halo.start(trainer.wire_seeds[1])
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            trainer.model(part.features, trainer.aggregation, trainer.seeds[1])
+        known = resident + others
+        kept.append(resident_bytes(known + seen) - resident_bytes(known))
+    before = ranks.bytes_exchanged
+    trainer.step(1)
+    sent = ranks.bytes_exchanged - before
+    return {"kept": kept, "sent": sent, "resident": resident_bytes(resident)}
