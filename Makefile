@@ -1,5 +1,6 @@
 # make results   the default run: tables, figures and a report under results/default/
-# make test      every test
+# make test      every test but those marked slow
+# make test-all  every test
 # make lint      formatting, types and the workflow's own linter
 # make docs      the site below docs/_build/html; a broken link or reference fails
 # make gpu-proof what can be proven of the GPU's kernels on any machine; fetches Triton
@@ -30,13 +31,19 @@ ifndef HOME
 export HOME := $(or $(shell getent passwd "$$(id -u)" | cut -d : -f 6),/tmp)
 endif
 
-.PHONY: results test lint docs gpu gpu-proof gpu-proof-changed
+.PHONY: results test test-all lint docs gpu gpu-proof gpu-proof-changed
 
 results: $(VENV)/.installed
 	$(RUN) snakemake --cores $(CORES)
 
+# Workers take whole files, in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.installed
+	$(PYTEST)
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .

@@ -33,7 +33,10 @@ autodoc_typehints_description_target = "documented"
 python_use_unqualified_type_names = True
 # Types of other projects, whose documentation is not fetched.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|np|numpy|pd|pandas|xr|xarray|collections|pathlib|os)\b.*"),
+    (
+        "py:.*",
+        r"(torch|torch_geometric|np|numpy|pd|pandas|xr|xarray|collections|pathlib|os)\b.*",
+    ),
     (
         "py:.*",
         r"(Tensor|Loss|MakeOptimizer|StepMemory|Note|Row|Path|PathLike|Callable|Iterable|Mapping|FilePath|optional)",
@@ -41,7 +44,7 @@ nitpick_ignore_regex = [
     # Ours that are no public names.
     (
         "py:.*",
-        r"pipeline_src\.(compression|gnn|graphs|laws|quant|records|search|training)\..*",
+        r"pipeline_src\.(compression|gnn|graphs|laws|loading|quant|records|search|training)\..*",
     ),
 ]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

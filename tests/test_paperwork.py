@@ -68,8 +68,22 @@ def test_workflows_call_what_a_developer_calls():
         for command in commands(path)
         for target in re.findall(r"^make ([a-z-]+)$", command, re.M)
     }
-    assert called == {"lint", "docs", "test", "gpu-proof", "results"}
+    assert called == {"lint", "docs", "test-all", "gpu-proof", "results"}
     assert called <= TARGETS
+
+
+def recipe(target):
+    """The commands of a target, its variables filled in."""
+    command = ["make", "--dry-run", "--assume-old", ".venv/.installed", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_slow_tests_are_left_out_by_one_command_and_by_no_check():
+    assert recipe("test") == recipe("test-all") + ' -m "not slow"'
+    assert "slow" not in recipe("test-all")
+    checks = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.findall(r"^make (test\S*)", checks, re.M) == ["test-all"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

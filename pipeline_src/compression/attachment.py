@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from pipeline_src.compression.config import CompressionConfig
 from pipeline_src.compression.edges.rows import Rows, materialize
 from pipeline_src.compression.keeper import Keeper, Note
+from pipeline_src.compression.recomputing import Recomputed, recomputed_modules
 from pipeline_src.compression.rules import dropping, linear, rectifying, sloping
 from pipeline_src.compression.scope import Scope
 
@@ -68,6 +69,11 @@ class Attachment:
             scope.end()
             self.notes = scope.keeper.notes
 
+    def keeper(self) -> Keeper | None:
+        """Of the forward pass that runs; None: nothing is kept."""
+        scope = self._scopes[-1] if self._scopes else None
+        return scope.keeper if scope is not None else None
+
     def __getstate__(self) -> dict[str, Any]:
         """Scopes belong to the process, and handles to the model they were made for."""
         return {**self.__dict__, "_scopes": []}
@@ -106,6 +112,9 @@ def compress(model: Model, config: CompressionConfig | None = None) -> Model:
             attachment.close, with_kwargs=True, always_call=True, prepend=True
         ),
     ]
+    for name, module in recomputed_modules(model, attachment.config):
+        recomputed = Recomputed(name or "the model", module, attachment.keeper)
+        attachment.handles += recomputed.attach(module)
     return model
 
 
@@ -118,12 +127,8 @@ def decompress(model: Model) -> Model:
     attachment = attachment_of(model)
     if attachment is None:
         raise ValueError("the model is not compressed; there is nothing to undo")
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for key in [key for key, hook in hooks.items() if _owner(hook) is attachment]:
-            del hooks[key]
-    with_kwargs = model._forward_pre_hooks_with_kwargs
-    for key in [key for key in with_kwargs if key not in model._forward_pre_hooks]:
-        del with_kwargs[key]
+    for module in model.modules():
+        _remove_hooks(module)
     for handle in attachment.handles:
         handle.remove()
     return model
@@ -136,6 +141,20 @@ def attachment_of(model: nn.Module) -> Attachment | None:
         if isinstance(owner, Attachment):
             return owner
     return None
+
+
+def _remove_hooks(module: nn.Module) -> None:
+    """Ours; a copy of a model has hooks that no handle of ours leads to."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if _is_ours(_owner(hook))]:
+            del hooks[key]
+    with_kwargs = module._forward_pre_hooks_with_kwargs
+    for key in [key for key in with_kwargs if key not in module._forward_pre_hooks]:
+        del with_kwargs[key]
+
+
+def _is_ours(owner: Any) -> bool:
+    return isinstance(owner, Attachment | Recomputed)
 
 
 def _owner(hook: Any) -> Any:

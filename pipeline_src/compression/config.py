@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from pipeline_src.compression.uses import Use
 from pipeline_src.quant.blockwise import check_blocks, check_boundaries
 
 _BITS = (2, 4, 8, 32)
@@ -64,7 +65,19 @@ class Offload:
     """As it is, in the memory of the host; on a CPU the same as Keep."""
 
 
-Choice = Codes | Keep | Offload
+@dataclass(frozen=True)
+class Recompute:
+    """Not at all: a module keeps its inputs, and its forward runs again in backward.
+
+    For whole modules, the outermost that match: as `torch.utils.checkpoint`, exact, at
+    the price of a second forward. Inputs are kept as they are. Pays where the inside is
+    larger than the input by far, or reads values that no code can stand for: PNAConv's
+    deviations, for one.
+    """
+
+
+Kept = Codes | Keep | Offload
+Choice = Kept | Recompute
 
 
 @dataclass(frozen=True)
@@ -97,31 +110,58 @@ class CompressionConfig:
     Args:
         bits: of a code, where no choice says otherwise.
         nonlinear_bits: the same where a gradient is no linear function of the value.
-            Noise then biases it; eight bits keep that below 1e-4 of it.
+            Noise then biases it; eight bits keep that below 1e-4 of it. Also for a
+            factor far smaller than what it multiplies, such as one number a node: its
+            noise goes into all gradients before it, and it costs little.
+        product_bits: the same for a product of two activations, as an attention weight
+            times a message: the noise of one goes into all gradients before the other.
         min_numel: smaller tensors are kept as they are.
         seed: of rounding; two models that share it share noise.
         choices: (part, choice) for parts of the model; the last match wins.
+
+    Raises:
+        ValueError: if bits cannot be, or single operations are to be computed again.
     """
 
     bits: int = 2
     nonlinear_bits: int = 8
+    product_bits: int = 4
     min_numel: int = 1024
     seed: int = 0
     choices: tuple[tuple[Part, Choice], ...] = ()
     _default: Codes = field(init=False, repr=False)
     _nonlinear: Codes = field(init=False, repr=False)
+    _product: Codes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_default", Codes(self.bits))
-        object.__setattr__(
-            self, "_nonlinear", Codes(max(self.bits, self.nonlinear_bits))
-        )
+        for name, bits in (
+            ("_nonlinear", self.nonlinear_bits),
+            ("_product", self.product_bits),
+        ):
+            object.__setattr__(self, name, Codes(max(self.bits, bits)))
+        for part, choice in self.choices:
+            if isinstance(choice, Recompute) and part.operation != "*":
+                raise ValueError(
+                    "Recompute() is for whole modules, by name or type; got a part for "
+                    f"the operation {part.operation!r}. Leave operation out, or take "
+                    "Keep() or Codes(...)"
+                )
 
-    def choice(
-        self, name: str, module: nn.Module, operation: str, nonlinear: bool
-    ) -> Choice:
+    def recomputes(self, name: str, module: nn.Module) -> bool:
+        """Whether a module is computed again in backward."""
+        for part, choice in reversed(self.choices):
+            if part.operation == "*" and part.matches(name, module, "*"):
+                return isinstance(choice, Recompute)
+        return False
+
+    def choice(self, name: str, module: nn.Module, operation: str, use: Use) -> Kept:
         """How an operation of a module keeps its activations."""
         for part, choice in reversed(self.choices):
+            if isinstance(choice, Recompute):
+                continue  # of the module, before its operations are asked about
             if part.matches(name, module, operation):
                 return choice
-        return self._nonlinear if nonlinear else self._default
+        if use is Use.PRODUCT:
+            return self._product
+        return self._default if use is Use.LINEAR else self._nonlinear

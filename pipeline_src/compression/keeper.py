@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from pipeline_src.compression.config import (
-    Choice,
     Codes,
     CompressionConfig,
     Keep,
+    Kept,
     Offload,
 )
 from pipeline_src.compression.sources import (
@@ -37,12 +37,14 @@ from pipeline_src.quant.references import Reference, check_unchanged, watch
 Rule = Callable[..., Any]
 _NEEDED = {
     Use.LINEAR: Precision.COARSE,
+    Use.PRODUCT: Precision.COARSE,
     Use.SIGN: Precision.EXACT,
     Use.SMOOTH: Precision.FINE,
     Use.EXACT: Precision.EXACT,
     Use.UNKNOWN: Precision.EXACT,
 }
 _CODED = (torch.float32, torch.float16, torch.bfloat16)
+_SMALL = 4  # times fewer values than what a factor multiplies
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ class Keeper:
         )
         self.ledger = Ledger()
         self.notes: list[Note] = []
-        # The function that is running, and the modules it is called in.
-        self.function: Callable[..., Any] | None = None
+        # The function that is running, on what, and the modules it is called in.
+        self.function: Any = None
+        self.arguments: tuple[Any, ...] = ()
         self.modules: list[nn.Module] = [root]
         self._rules = rules
         self._names = {id(module): name for name, module in root.named_modules()}
@@ -97,6 +100,7 @@ class Keeper:
     def end(self) -> None:
         """Decide what is undecided, and let all tensors go."""
         self._settle_waiting()
+        self.arguments = ()
         self.ledger.clear()
 
     def plain(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -104,7 +108,7 @@ class Keeper:
         rule = self._rules.get(func)
         if rule is not None:
             return rule(self, func, *args, **kwargs)
-        if use_of(func) is Use.LINEAR:
+        if use_of(func, args) is Use.LINEAR:
             self._is_product = _count_with_past((args, kwargs)) > 1
         return func(*args, **kwargs)
 
@@ -120,16 +124,16 @@ class Keeper:
         number = (self._seed * 1_000_003 + self._drawn * 0x9E3779B1) % 2**32
         return torch.full((), number - 2**31, dtype=torch.int32, device=device)
 
-    def choice(self, nonlinear: bool = False) -> Choice:
+    def choice(self, use: Use = Use.LINEAR) -> Kept:
         """How the operation that is running keeps its activations."""
         module = self.modules[-1]
         return self.config.choice(
-            self._names.get(id(module), ""), module, self._operation(), nonlinear
+            self._names.get(id(module), ""), module, self._operation(), use
         )
 
-    def source(self, tensor: Tensor, nonlinear: bool = False) -> Source:
+    def source(self, tensor: Tensor) -> Source:
         """What stands for a tensor that a rule's backward reads row by row."""
-        return self._decide(tensor, nonlinear).settled()
+        return self._decide(tensor).settled()
 
     def source_of_its_own(self, tensor: Tensor) -> Source:
         """As source, with noise that nothing else has.
@@ -138,7 +142,7 @@ class Keeper:
         the noise of the other, and may come to where that other is read again.
         With the same noise the mean of the product would be off by its variance.
         """
-        choice = self.choice()
+        choice = self.choice(Use.PRODUCT)
         value = self.ledger.of(tensor)
         if value.source is not None and value.source.precision is Precision.EXACT:
             return value.source
@@ -156,7 +160,7 @@ class Keeper:
             self._waiting = value
         return value
 
-    def coded(self, tensor: Tensor, choice: Choice) -> Source:
+    def coded(self, tensor: Tensor, choice: Kept) -> Source:
         """A source of its own for a float tensor."""
         if isinstance(choice, Offload):
             return Offloaded.of(tensor)
@@ -207,10 +211,9 @@ class Keeper:
             return "data of the model"
         return name
 
-    def _decide(self, tensor: Tensor, nonlinear: bool) -> Value:
-        choice = self.choice(nonlinear)
-        needed = Precision.FINE if nonlinear else Precision.COARSE
-        value = self.ledger.of(tensor).fit_for(max(needed, _precision_of(choice)))
+    def _decide(self, tensor: Tensor) -> Value:
+        choice = self.choice()
+        value = self.ledger.of(tensor).fit_for(_precision_of(choice))
         if value.is_open:
             name = self._resident(tensor)
             if name is not None:
@@ -226,22 +229,31 @@ class Keeper:
         own = tensor.untyped_storage().nbytes()
         if own < tensor.numel() * tensor.element_size():  # expanded
             return watch([(self._operation(), tensor)])[0]
-        use = use_of(self.function)
+        use = use_of(self.function, self.arguments)
         if use is Use.LINEAR and self._resident(tensor) is not None:
             return watch([(self._operation(), tensor)])[0]  # inputs alone are saved
-        choice = self.choice(nonlinear=use is not Use.LINEAR)
+        if use is Use.LINEAR:
+            use = self._use_of_factor(tensor)
+        choice = self.choice(use)
         if use is Use.SIGN and isinstance(choice, Codes):
             return Saved(Value(Bits.of(tensor > 0)), sign=True)
         needed = max(_NEEDED[use], _precision_of(choice))
         value = self.ledger.of(tensor).fit_for(needed)
-        if use is Use.LINEAR and self._is_product and not value.is_exact:
+        if use is Use.PRODUCT and not value.is_exact:
             value = Value()  # see source_of_its_own
         if value.is_open:
             self._decide_saved(tensor, value, use, choice)
         return Saved(value, sign=False)
 
+    def _use_of_factor(self, tensor: Tensor) -> Use:
+        """Of a tensor that something else is multiplied by."""
+        others = (one for one in self.arguments if isinstance(one, Tensor))
+        if any(one.numel() >= _SMALL * tensor.numel() for one in others):
+            return Use.SMOOTH
+        return Use.PRODUCT if self._is_product else Use.LINEAR
+
     def _decide_saved(
-        self, tensor: Tensor, value: Value, use: Use, choice: Choice
+        self, tensor: Tensor, value: Value, use: Use, choice: Kept
     ) -> None:
         if tensor.dtype == torch.bool:
             value.settle(Bits.of(tensor))
@@ -275,7 +287,7 @@ def _count_with_past(arguments: Any) -> int:
     )
 
 
-def _precision_of(choice: Choice) -> Precision:
+def _precision_of(choice: Kept) -> Precision:
     return precision_of(choice.bits if isinstance(choice, Codes) else 32)
 
 

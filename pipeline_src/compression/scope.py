@@ -62,7 +62,8 @@ class Scope(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs, keeper = kwargs or {}, self.keeper
-        outer, keeper.function = keeper.function, func
+        outer = keeper.function, keeper.arguments
+        keeper.function, keeper.arguments = func, args
         try:
             if not self._is_on_top():
                 return func(*args, **kwargs)
@@ -71,7 +72,7 @@ class Scope(TorchFunctionMode):
                 return keeper.see(found)
             return keeper.see(keeper.plain(func, *args, **kwargs))
         finally:
-            keeper.function = outer
+            keeper.function, keeper.arguments = outer
 
     def _is_on_top(self) -> bool:
         """False inside somebody else's hooks, such as those of checkpointing."""

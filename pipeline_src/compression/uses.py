@@ -3,8 +3,9 @@
 Codes are right in the mean. A gradient that is linear in what was kept is therefore
 right in the mean, too, whatever the number of bits. One that is a smooth function of it
 is biased by half its second derivative times the variance of the codes: with eight bits
-that is small. One that has poles, or compares values, needs them exactly. ReLU and its
-kin read the sign and nothing else.
+that is small. One that has poles, or compares values, needs them exactly. So does a
+square, though its gradient is linear: squares become variances, small differences of
+large numbers, and noise drowns those. ReLU and its kin read the sign and nothing else.
 """
 
 import enum
@@ -22,6 +23,7 @@ class Use(enum.Enum):
     """How a gradient depends on what was kept."""
 
     LINEAR = enum.auto()
+    PRODUCT = enum.auto()  # linear, and noise goes into gradients of other activations
     SMOOTH = enum.auto()
     SIGN = enum.auto()
     EXACT = enum.auto()  # poles, comparisons
@@ -40,7 +42,7 @@ _USES: dict[Use, list[Function]] = {
     Use.LINEAR: _methods(
         *("linear", "bilinear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm"),
         *("addbmm", "addmv", "dot", "vdot", "inner", "outer", "ger", "einsum"),
-        *("tensordot", "mul", "mul_", "multiply", "addcmul", "square", "lerp"),
+        *("tensordot", "mul", "mul_", "multiply", "addcmul", "lerp"),
         *(
             "__matmul__",
             "__rmatmul__",
@@ -71,7 +73,16 @@ _USES: dict[Use, list[Function]] = {
             "pow",
             "pow_",
         ),
-        *("__pow__", "__rpow__", "norm", "vector_norm", "normalize", "std", "var"),
+        *(
+            "square",
+            "__pow__",
+            "__rpow__",
+            "norm",
+            "vector_norm",
+            "normalize",
+            "std",
+            "var",
+        ),
         *("cosine_similarity", "clamp", "clamp_", "max", "min", "amax", "amin"),
         *("maximum", "minimum", "abs", "scatter_reduce", "scatter_reduce_", "sort"),
         *(
@@ -90,11 +101,13 @@ _USES: dict[Use, list[Function]] = {
 _USE_OF = {function: use for use, functions in _USES.items() for function in functions}
 
 
-def use_of(function: Function | None) -> Use:
+def use_of(function: Function | None, arguments: tuple[Any, ...] = ()) -> Use:
     """What the gradient of a function does with what was kept."""
     if function is None:
         return Use.UNKNOWN
     try:
-        return _USE_OF.get(function, Use.UNKNOWN)
+        use = _USE_OF.get(function, Use.UNKNOWN)
     except TypeError:  # not hashable
         return Use.UNKNOWN
+    is_square = len(arguments) == 2 and arguments[0] is arguments[1]
+    return Use.EXACT if use is Use.LINEAR and is_square else use

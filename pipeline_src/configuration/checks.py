@@ -14,6 +14,10 @@ from typing import Any
 import yaml
 
 from pipeline_src.configuration.method_keys import NOT_COMPRESSED, problems_of_methods
+from pipeline_src.configuration.own_graphs import (
+    problems_of_own_graphs,
+    with_own_graphs,
+)
 from pipeline_src.configuration.plain_values import plain_values, repeated_keys
 from pipeline_src.configuration.plans import (
     byte_book_specs,
@@ -72,13 +76,14 @@ def checked_configuration(
     # On the command line `--config compile=false` may arrive as text.
     if isinstance(word := filled.get("compile"), str):
         filled["compile"] = {"true": True, "false": False}.get(word.lower(), word)
-    _refuse(problems(filled, schema))
+    _refuse(problems(filled, with_own_graphs(schema, filled)))
     _refuse(list(_problems_of_text(filled)))
     _refuse(list(problems_of_methods(filled["methods"], schema)))
     fill_defaults(filled, schema)
     for method in filled["methods"].values():
         method.setdefault("bits", NOT_COMPRESSED)
     filled["compile"] = str(filled["compile"]).lower()
+    _refuse(list(problems_of_own_graphs(filled, schema)))
     _refuse(list(_problems_of_names(filled)))
     _refuse(list(_problems_of_size(filled)))
     plans: tuple[Callable[[dict[str, Any]], object], ...]
@@ -118,6 +123,10 @@ def _problems_of_text(config: Mapping[str, Any]) -> Iterator[str]:
     texts = {
         f"methods.{name}.label": method["label"]
         for name, method in config["methods"].items()
+    }
+    texts |= {
+        f"graphs.{name}.path": graph["path"]
+        for name, graph in config.get("graphs", {}).items()
     }
     for path, text in {**texts, "data_mirror": config.get("data_mirror")}.items():
         if text is not None and not text.isprintable():

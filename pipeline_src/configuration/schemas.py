@@ -122,10 +122,13 @@ def _lines(error: jsonschema.ValidationError) -> Iterator[str]:
         case "pattern" if error.schema.get("pattern") == r"\S":
             yield f"{path}: expected text that is not empty, got {got}"
         case "pattern":
-            where = path or "name"
+            where, sign = path or "name", "hyphens"
+            example = "block64-vm"
+            if "_" in error.validator_value:
+                sign, example = "underscores", "my_graph"
             yield (
-                f"{where}: expected lower-case letters, digits and hyphens between "
-                f"them (such as block64-vm), got {got}"
+                f"{where}: expected lower-case letters, digits and {sign} between "
+                f"them (such as {example}), got {got}"
             )
         case _:
             yield f"{path}: expected {_expected(error.schema)}, got {got}"

@@ -3,6 +3,7 @@
 The workflow asks before any job starts, each job asks for itself.
 """
 
+import functools
 import importlib.util
 import os
 import shlex
@@ -10,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from typing import Any
 
 COMPILE_CHOICES = ("auto", "true", "false")
 _COST = (
@@ -55,6 +57,38 @@ def probe_ahead() -> None:
     from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401
 
     threading.Thread(target=cpu_vec_isa.valid_vec_isa_list, daemon=True).start()
+
+
+def fill_tables_once() -> None:
+    """Keep Inductor from filling its table of types anew for every operation.
+
+    The table is a singleton, but each use of it calls `__init__` all the same, a
+    quarter of what a large kernel takes to compile. Rules that are added fill it
+    again. Where torch has no such table, nothing is done.
+    """
+    try:
+        from torch._inductor.codegen.common import pointwise_overrides_data
+        from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
+        from torch._inductor.utils import op_dtype_propagation_rules
+    except ImportError:
+        return
+    fill = DtypePropagationOpsHandler.__init__
+    if getattr(fill, "filled", None):
+        return
+    rules: tuple[dict[str, Any], ...] = (
+        op_dtype_propagation_rules,
+        pointwise_overrides_data,
+    )
+    filled: dict[str, tuple[int, ...]] = {"rules": ()}
+
+    @functools.wraps(fill)
+    def once(self: Any) -> None:
+        if (now := tuple(len(one) for one in rules)) != filled["rules"]:
+            fill(self)
+            filled["rules"] = now
+
+    once.filled = filled  # type: ignore[attr-defined]
+    setattr(DtypePropagationOpsHandler, "__init__", once)  # noqa: B010
 
 
 def _folders_in_commands() -> list[tuple[str, str]]:

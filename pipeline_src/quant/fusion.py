@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline_src.quant.compilers import plain_kernels_warning
+from pipeline_src.quant.compilers import fill_tables_once, plain_kernels_warning
 
 # Below this many values the plain version ends before a compilation would start.
 MIN_NUMEL_ON_CPU = 2**20
@@ -89,6 +89,7 @@ def fuse(
 
         if twin is None:
             config.recompile_limit = max(config.recompile_limit, _MAX_MODULES)
+            fill_tables_once()
             options: dict[str, Any] = NUMERICS | NO_SPILLS
             options |= _ONE_PASS if one_pass else {}
             twin = torch.compile(plain, fullgraph=True, dynamic=False, options=options)

@@ -3,12 +3,17 @@ import os
 import subprocess
 import sys
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
-from pipeline_src.quant.compilers import COMPILE_CHOICES, plain_kernels_warning
+from pipeline_src.quant.compilers import (
+    COMPILE_CHOICES,
+    fill_tables_once,
+    plain_kernels_warning,
+)
 from pipeline_src.quant.fusion import (
     MIN_NUMEL_ON_CPU,
     NO_SPILLS,
@@ -261,3 +266,47 @@ def test_kernels_can_be_handed_to_somebody_else():
         _ = 1 / 0
     assert torch.equal(kernel(x), x + 1)
     assert len(seen) == 1
+
+
+def unwrapped(function):
+    return getattr(function, "__wrapped__", function)
+
+
+def test_tables_of_the_compiler_are_filled_once_and_its_code_is_the_same():
+    """Left alone it fills them for each operation; a new rule fills them again."""
+    # Here, because the compiler takes a second to import.
+    from torch._inductor import config, dtype_propagation, utils
+
+    table = dtype_propagation.DtypePropagationOpsHandler
+    fills = []
+
+    def fill(self):
+        fills.append(1)
+        unwrapped(original)(self)
+
+    original = table.__init__
+
+    def code_and_fills():
+        torch.compiler.reset()
+        fills.clear()
+        function = torch.compile(lambda x: (x * 2 + 1).relu(), options=NUMERICS)
+        _, (code,) = utils.run_and_get_code(function, torch.ones(70))
+        _, _, code = code.partition("\n")  # the first line counts compilations
+        return code, len(fills)
+
+    no_cache = config.patch(force_disable_caches=True)
+    with patch.object(table, "__init__", fill), no_cache:
+        code, often = code_and_fills()
+        assert often > 1, "torch fills once by itself: fill_tables_once can go"
+        fill_tables_once()
+        assert code_and_fills() == (code, 1)
+        assert code_and_fills() == (code, 0)
+        fill_tables_once()  # a second call wraps nothing
+        assert code_and_fills() == (code, 0)
+        rules = utils.op_dtype_propagation_rules
+        with patch.dict(rules, {"made_up": next(iter(rules.values()))}):
+            table()
+            assert len(fills) == 1
+            assert hasattr(table(), "made_up")
+    torch.compiler.reset()
+    del table().made_up

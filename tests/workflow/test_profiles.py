@@ -73,8 +73,8 @@ def test_no_profile_forgets_how_a_run_goes_on(name):
 @pytest.mark.parametrize("name", SLURM)
 def test_a_submitted_rule_has_its_resources(name):
     """Those that read or train on a graph; defaults are for small ones."""
-    asked = {"prepare_graph", "train_distributed"}
-    assert set(PROFILES[name]["set-resources"]) == ON_A_GPU | asked
+    others = {"prepare_graph", "read_own_graph", "train_distributed"}
+    assert set(PROFILES[name]["set-resources"]) == ON_A_GPU | others
 
 
 def test_a_gpu_is_asked_for_where_a_rule_may_use_one():

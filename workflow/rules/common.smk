@@ -135,7 +135,9 @@ def tables(names):
 
 
 def graph_file(graph):
-    return f"resources/graphs/{graph}.npz"
+    """A graph of the user's own belongs to the run that says which file it is."""
+    folder = "<results>" if graph in CONFIG["graphs"] else "resources"
+    return f"{folder}/graphs/{graph}.npz"
 
 
 def boundaries_file(*specs):

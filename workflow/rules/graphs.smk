@@ -35,3 +35,24 @@ rule prepare_graph:
         "../../environment.yml"
     script:
         "../scripts/prepare_graph.py"
+
+
+rule read_own_graph:
+    input:
+        sources=sources("read_own_graph"),
+        files=files_of_own_graph,
+    output:
+        # Below the run: another configuration may mean another file by the same name.
+        graph="<results>/graphs/{graph}.npz",
+    log:
+        "<logs>/read_own_graph/{graph}.log",
+    wildcard_constraints:
+        graph=one_of(CONFIG["graphs"]),
+    priority: 1  # a fault of the file is told before anything trains
+    conda:
+        "../../environment.yml"
+    params:
+        given=given_of_own_graph,
+        content=content_of_own_graph,
+    script:
+        "../scripts/read_own_graph.py"

@@ -1,5 +1,20 @@
 """What each job is given: the files and parameters that its wildcards stand for."""
 
+from pipeline_src.graphs.own.given import GivenGraph, digest_of_files, given_files
+
+
+def files_of_own_graph(wildcards):
+    return given_files(GivenGraph.from_params(CONFIG["graphs"][wildcards.graph]))
+
+
+def content_of_own_graph(wildcards):
+    """By content: a file put in its place may be the older of the two."""
+    return digest_of_files(files_of_own_graph(wildcards))
+
+
+def given_of_own_graph(wildcards):
+    return GivenGraph.from_params(CONFIG["graphs"][wildcards.graph]).to_params()
+
 
 def graph_of_run(wildcards):
     return graph_file(CELLS[wildcards.cell].graph)

@@ -1,0 +1,1 @@
+"""Mini-batches of a graph: sampled, normalised, prefetched."""
