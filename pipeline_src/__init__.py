@@ -60,11 +60,19 @@ if TYPE_CHECKING:
     from pipeline_src.laws.solver import (
         solve_boundaries as solve_boundaries,
     )
+    from pipeline_src.loading.clusters import (
+        ClusterLoader as ClusterLoader,
+        partition_graph as partition_graph,
+    )
     from pipeline_src.loading.inputs import (
         graph_data as graph_data,
     )
     from pipeline_src.loading.neighbors import (
         NeighborLoader as NeighborLoader,
+    )
+    from pipeline_src.loading.saint import (
+        SaintNodeLoader as SaintNodeLoader,
+        SaintWalkLoader as SaintWalkLoader,
     )
     from pipeline_src.quant.bitmask import (
         mask_gradient as mask_gradient,
@@ -118,8 +126,10 @@ _HOMES = {
     "graphs.graph": ("Adjacency", "Graph", "adjacency_from_edges"),
     "laws.clipped_normal": ("ClippedNormal", "rounding_variance"),
     "laws.solver": ("solve_boundaries",),
+    "loading.clusters": ("ClusterLoader", "partition_graph"),
     "loading.inputs": ("graph_data",),
     "loading.neighbors": ("NeighborLoader",),
+    "loading.saint": ("SaintNodeLoader", "SaintWalkLoader"),
     "quant.bitmask": ("mask_gradient", "pack_mask"),
     "quant.blockwise": ("compress_blocks", "decompress_blocks"),
     "quant.compressor": ("CompressedActivation", "Compressor"),
