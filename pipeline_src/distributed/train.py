@@ -147,7 +147,9 @@ def read_plan(arguments: list[str]) -> Plan:
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(arguments)
-    spec = RunSpec.from_params(given.spec.read_text("utf-8"), device=given.device)
+    spec = RunSpec.from_params(
+        given.spec.read_text(encoding="utf-8"), device=given.device
+    )
     return Plan(
         spec,
         given.graph,
