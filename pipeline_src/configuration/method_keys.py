@@ -62,7 +62,7 @@ def problems_of_methods(methods: Mapping[str, Any], schema: Any) -> Iterator[str
         elif policy == "compress" and method.get("bits") not in COMPRESS_BITS:
             yield (
                 f"{path}.bits: policy compress needs one of {COMPRESS_BITS}, got "
-                f"{shown(method.get('bits'))}; one bit would be biased"
+                f"{shown(method.get('bits'))}"
             )
 
 

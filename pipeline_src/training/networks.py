@@ -8,12 +8,13 @@ The method's specification alone decides the keeper: nothing later asks for the 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from pipeline_src.compression.attachment import compress as compress_model
+from pipeline_src.compression.attachment import compress
 from pipeline_src.compression.config import CompressionConfig
 from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork, Keep
@@ -74,8 +75,7 @@ def keeper_of(
             for torch.compile and nothing may be compiled, or knows no classes.
     """
     if method.policy == "compress":
-        # Rounding follows the seed of the run, which torch was given before.
-        return CompressionConfig(method.bits, seed=torch.initial_seed() % 2**31)
+        return CompressionConfig(bits=method.bits)
     if isinstance(shape, ClassShape):
         if (method.policy, method.technique) not in METHODS_OF_CLASSES:
             raise ValueError(
@@ -109,7 +109,8 @@ def build_network(
     """
     if isinstance(keeper, CompressionConfig):
         network = build_network(shape, Technique(), compile)
-        return compress_model(network, keeper)
+        # Each run rounds with noise of its own.
+        return compress(network, replace(keeper, seed=torch.initial_seed()))
     # PyTorch Geometric takes seconds to import, and no other method needs it.
     if isinstance(shape, ClassShape):
         from pipeline_src.gnn.pyg.class_network import ClassNetwork

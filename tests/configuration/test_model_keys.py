@@ -82,7 +82,7 @@ def test_layers_are_no_class(config):
         ("models.gat.class", "no_such.Net", "there is no no_such; install it, or put"),
         ("models.gat.arguments", [2], r"arguments: expected .*got \[2\]"),
         ("models.gat.input", "matrix", "'bf16' is bfloat16, in which PyTorch mult"),
-        ("methods.compress2.bits", 1, "policy compress needs one of .* got 1; one bit"),
+        ("methods.compress2.bits", 1, "policy compress needs one of .* got 1"),
         ("methods.compress2.bits", ..., "policy compress needs one of .* got null"),
         ("methods.compress2.rows_per_block", 8, "means nothing with policy compress"),
         ("sweeps.1.methods", ["lean"], "'lean' cannot train the class 'gat': full and"),
