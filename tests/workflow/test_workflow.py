@@ -22,7 +22,7 @@ def test_formatting_is_snakefmts():
 
 def test_entry_files_are_short_and_hold_no_functions():
     lines = (ROOT / "workflow" / "Snakefile").read_text().splitlines()
-    assert len(lines) < 40
+    assert len(lines) <= 40
     assert not [line for line in lines if line.startswith("def ")]
 
 
