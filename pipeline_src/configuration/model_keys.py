@@ -1,6 +1,7 @@
 """What a model's keys mean together: a kind of layers, or a class."""
 
 import importlib.util
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,11 @@ def problems_of_models(models: Mapping[str, Any], schema: Any) -> Iterator[str]:
                     f"{shown(class_name)}: there is no {root}; install it, or put its "
                     "folder on PYTHONPATH"
                 )
+            if not _is_plain(model.get("arguments", {})):
+                yield (
+                    f"{path}.arguments: expected numbers, text, true, false, null and "
+                    f"lists and mappings of them, got {shown(model['arguments'])}"
+                )
         for key in others:
             if key in model and model[key] != keys[key].get("default"):
                 says = "beside a class" if class_name else "without a class"
@@ -71,6 +77,14 @@ def problems_of_classes(config: Mapping[str, Any]) -> Iterator[str]:
                         f"multiplies no matrix such as {shown(matrix)} takes; say "
                         "input: edges"
                     )
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _of_a_matrix(config: Mapping[str, Any], names: list[str]) -> str | None:

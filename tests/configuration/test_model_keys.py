@@ -81,6 +81,8 @@ def test_layers_are_no_class(config):
         ("models.gat.class", "os.path; x", r"^models\.gat\.class: .*got 'os\.path; x'"),
         ("models.gat.class", "no_such.Net", "there is no no_such; install it, or put"),
         ("models.gat.arguments", [2], r"arguments: expected .*got \[2\]"),
+        ("models.gat.arguments", {"a": b"bytes"}, "arguments: expected numbers, text"),
+        ("models.gat.arguments", {"a": float("nan")}, "arguments: expected numbers"),
         ("models.gat.input", "matrix", "'bf16' is bfloat16, in which PyTorch mult"),
         ("methods.compress2.bits", 1, "policy compress needs one of .* got 1"),
         ("methods.compress2.bits", ..., "policy compress needs one of .* got null"),
