@@ -1,17 +1,29 @@
 """What ranks do in tests: functions that each of a group runs, and their graphs."""
 
+import os
+import signal
+import time
+from dataclasses import fields, replace
+
 import numpy as np
 import torch
 from torch import distributed as dist
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 
+from pipeline_src.compression.attachment import compress
+from pipeline_src.compression.config import CompressionConfig
 from pipeline_src.distributed.aggregation import Halo, part_aggregation
 from pipeline_src.distributed.network import PartNetwork
 from pipeline_src.distributed.parts import cut
 from pipeline_src.distributed.ranks import Ranks
+from pipeline_src.distributed.train import train as train_by_plan
 from pipeline_src.distributed.trainer import PartTrainer
 from pipeline_src.distributed.wire import Wire
 from pipeline_src.graphs.embedded import synthetic_graph
 from pipeline_src.graphs.graph import Graph, adjacency_from_edges
+from pipeline_src.training.meters import resident_bytes
 from pipeline_src.training.networks import shape_of
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 
@@ -144,3 +156,118 @@ def train(graph_name, owner, run, steps=1, bits=32, seed=0):
         "handed": handed,
         "expected_bytes": trainer.step_bytes(),
     }
+
+
+def batch(number):
+    """A mini-batch: features, edges and labels of a graph of its own."""
+    graph = synthetic_graph(NODES, 200, WIDTH, CLASSES, seed=10 + number)
+    row = torch.arange(NODES).repeat_interleave(graph.adjacency.degree.long())
+    edges = torch.stack([graph.adjacency.column.long(), row])
+    return graph.features, edges, graph.labels
+
+
+class BatchModel(nn.Module):
+    """Two convolutions that add up neighbours, with what users put between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, 32), nn.Linear(32, CLASSES)
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, x, edges):
+        sender, receiver = edges
+        x = self.first(x.index_add(0, receiver, x[sender]))
+        x = functional.relu(self.norm(x))
+        return self.second(x.index_add(0, receiver, x[sender]))
+
+
+def batch_model(bits, seed):
+    """With the same parameters always; bits None: as PyTorch keeps it."""
+    torch.manual_seed(0)
+    model = BatchModel()
+    if bits is None:
+        return model
+    return compress(model, CompressionConfig(bits, seed=seed))
+
+
+def batch_gradients(model, batches):
+    """Gradients of the mean loss over the nodes of all batches."""
+    starts = [NODES * i for i in range(len(batches))]
+    edges = [one[1] + start for one, start in zip(batches, starts, strict=True)]
+    output = model(torch.cat([one[0] for one in batches]), torch.cat(edges, dim=1))
+    functional.cross_entropy(output, torch.cat([one[2] for one in batches])).backward()
+    return [one.grad for one in model.parameters()]
+
+
+def data_parallel():
+    """By bits: one start of a group, because that takes longest."""
+    rank, found = dist.get_rank(), {}
+    for bits in (None, 32, 2):
+        model = nn.parallel.DistributedDataParallel(batch_model(bits, seed=rank))
+        found[bits] = batch_gradients(model, [batch(rank)])
+    return found
+
+
+def add(number):
+    ranks = Ranks.joined()
+    return ranks.rank, int(ranks.add_up(torch.tensor([number + ranks.rank])))
+
+
+def fail_on_rank_1(how):
+    """The other waits for it."""
+    if dist.get_rank() == 1:
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("rank 1 says why")
+    time.sleep(60)
+
+
+def sleep(folder):
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def checkpointed(plan, kill=None):
+    """Train by a plan; rank 1 kills itself at the start of step `kill`."""
+    ranks = Ranks.joined()
+    if kill is not None and ranks.rank == 1:
+        step = PartTrainer.step
+
+        def deadly(trainer, epoch):
+            if epoch == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(trainer, epoch)
+
+        PartTrainer.step = deadly
+    train_by_plan(plan, ranks, torch.device("cpu"))
+
+
+def hold(graph_name, owner_name, run, methods, bits):
+    """Bytes that a rank holds, keeps by each method, and sends in a step."""
+    graph = GRAPHS[graph_name]()
+    part, ranks = my_part(graph, OWNERS[owner_name](dist.get_world_size()))
+    kept = []
+    for method in methods:
+        given = replace(run, method=method)
+        trainer = PartTrainer(given, part, ranks, Wire(bits, "false"), 0)
+        trainer.step(0)
+        resident = [getattr(part, field.name) for field in fields(part)]
+        resident = [one for one in resident if isinstance(one, torch.Tensor)]
+        resident += trainer.aggregation.tensors()
+        resident += [one for _, one in trainer.aggregation._kept.values()]
+        others = [*trainer.model.parameters(), *trainer.model.buffers(), trainer.seeds]
+        seen = []
+
+        def pack(tensor, seen=seen):
+            seen.append(tensor)
+            return tensor
+
+        trainer.halo.start(trainer.wire_seeds[1])
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            trainer.model(part.features, trainer.aggregation, trainer.seeds[1])
+        known = resident + others
+        kept.append(resident_bytes(known + seen) - resident_bytes(known))
+    before = ranks.bytes_exchanged
+    trainer.step(1)
+    sent = ranks.bytes_exchanged - before
+    return {"kept": kept, "sent": sent, "resident": resident_bytes(resident)}

@@ -100,6 +100,7 @@ PACKAGES: dict[str, set[str]] = {
     "training.spec": set(),
     "training.observations": {"torch"} | NUMBERS,
     "distributed": {"torch"} | NUMBERS,
+    "distributed.plans": set(),
     "distributed.partition": {"torch", "pymetis"} | NUMBERS,
     "measuring": {"torch"} | TABLES,
     "measuring.byte_books": set(),
@@ -165,6 +166,7 @@ STRICTER: dict[str, set[str]] = {
     "search": {"search", "records.datasets"},
     "training.spec": set(),
     "training.observations": set(),
+    "distributed.plans": {"training.spec"},
     "measuring.byte_books": {"training.meters", "training.spec", "graphs.sizes"},
     "measuring.rivals": set(),
     # Nothing that imports xarray or netCDF4.
@@ -363,6 +365,8 @@ EXECUTES = {
     *("pickle.loads", "yaml.load", "yaml.full_load", "yaml.unsafe_load"),
     *("shutil.unpack_archive", "runpy.run_path", "subprocess.run", "subprocess.Popen"),
 }
+# It starts ranks: our own module, by a list of arguments that no shell reads.
+STARTS = {(LIBRARY / "distributed" / "jobs" / "launch.py", "subprocess.Popen")}
 
 
 @pytest.mark.parametrize(
@@ -373,7 +377,8 @@ def test_what_is_read_is_never_executed(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in EXECUTES, f"{path.name}:{node.lineno} calls {called}"
+            if (path, called) not in STARTS:
+                assert called not in EXECUTES, f"{path}:{node.lineno} calls {called}"
             assert not called.endswith((".extractall", ".extract")), path.name
             if called == "np.load":
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}

@@ -212,7 +212,7 @@ def _problems_of_byte_books(config: Mapping[str, Any]) -> Iterator[str]:
             method = config["methods"].get(name, {"policy": "full"})
             widths = method.get("layer_bits") or [method.get("bits")]
             if (
-                method["policy"] == "pyg"
+                method["policy"] in ("pyg", "compress")
                 or method.get("without")
                 or (method["policy"] == "lean" and NOT_COMPRESSED in widths)
             ):

@@ -29,9 +29,11 @@ KEYS_OF_POLICY = {
         "without",
     ),
     "pyg": ("bits", "technique", "memory_budget"),
+    "compress": ("bits",),
 }
 NOT_COMPRESSED = 32  # bits where the key says nothing
 HOOK_BITS = (4, 8)
+COMPRESS_BITS = (2, 4, 8, 32)
 # Lean without one of these ideas keeps copies that can be projected.
 COPYING = ("transposed_aggregation", "resident_input", "rebuilt_input")
 
@@ -57,6 +59,11 @@ def problems_of_methods(methods: Mapping[str, Any], schema: Any) -> Iterator[str
             yield from _problems_of_lean(method, path)
         elif policy == "pyg":
             yield from _problems_of_pyg(method, path)
+        elif policy == "compress" and method.get("bits") not in COMPRESS_BITS:
+            yield (
+                f"{path}.bits: policy compress needs one of {COMPRESS_BITS}, got "
+                f"{shown(method.get('bits'))}"
+            )
 
 
 def _problems_of_exact(method: Mapping[str, Any], path: str) -> Iterator[str]:

@@ -4,9 +4,13 @@ It is an Aggregation like any other: a fixed linear map, whose transpose sends g
 back. In forward, rows that other ranks have in their halo travel to them; in backward,
 gradients of halo rows travel back to their owners, who add them up. So each operation
 of gnn/saved.py works on a part as it does on a whole graph.
+
+Features never change. GraphSAGE aggregates them before anything else, so their
+aggregation is formed once, from rows that travel as float32, and kept: a step sends
+hidden features and their gradients alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,6 +21,7 @@ from pipeline_src.distributed.parts import GraphPart
 from pipeline_src.distributed.ranks import Ranks
 from pipeline_src.distributed.wire import Wire
 from pipeline_src.gnn.aggregation import Aggregation, csr_matrix
+from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 
 class Halo:
@@ -80,6 +85,7 @@ class PartAggregation(Aggregation):
     across: Tensor  # (num_own, num_halo) sparse CSR, float32
     transposed_across: Tensor  # (num_halo, num_own)
     halo: Halo
+    _kept: dict[int, tuple[tuple[Reference, ...], Tensor]] = field(default_factory=dict)
 
     def tensors(self) -> list[Tensor]:
         """The dense tensors behind it; directions may share them."""
@@ -90,9 +96,31 @@ class PartAggregation(Aggregation):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Aggregate features, (num_own, width) to the same shape."""
+        if (kept := self._result_of(x)) is not None:
+            return kept
         output = super().__call__(x)
-        halo = self.halo.fetch(x)
-        return _add_product(output, self.across, halo)
+        return _add_product(output, self.across, self.halo.fetch(x))
+
+    def keep_result_of(
+        self,
+        x: Tensor,  # (num_own, width), which never changes
+    ) -> None:
+        """Aggregate once and for all; every later call with x gets that result.
+
+        Raises:
+            RuntimeError: from later calls, if x or the result was changed.
+        """
+        self.halo.start(None)
+        result = self(x)
+        watched = watch([("features", x), ("the aggregation of features", result)])
+        self._kept[x.data_ptr()] = watched, result
+
+    def _result_of(self, x: Tensor) -> Tensor | None:
+        watched, result = self._kept.get(x.data_ptr(), ((), None))
+        if result is None or (x.shape, x.stride()) != (result.shape, result.stride()):
+            return None
+        check_unchanged(watched)
+        return result
 
     def into(self, x: Tensor, output: Tensor) -> None:
         """Aggregate into a tensor that exists, (num_own, width)."""

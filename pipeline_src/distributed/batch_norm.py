@@ -35,16 +35,20 @@ KEPT_WHOLE = Compressor(32)
 class SyncedBatchNorm(nn.BatchNorm1d):
     """nn.BatchNorm1d whose batch is the nodes of all ranks."""
 
+    _no_seed: Tensor
+
     def __init__(self, num_features: int, ranks: Ranks) -> None:
         """Start as nn.BatchNorm1d does."""
         super().__init__(num_features)
         self.ranks = ranks
+        # Kept whole, an input is rounded by no seed; backward would keep a new one.
+        no_seed = torch.zeros(1, dtype=torch.int32)
+        self.register_buffer("_no_seed", no_seed, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise this rank's nodes, (num_own, num_features)."""
-        seed = torch.zeros((), dtype=torch.int32, device=x.device)  # of no rounding
         finite = torch.ones(1, dtype=torch.bool, device=x.device)
-        return self.compressed(x, KEPT_WHOLE, seed[None], finite)
+        return self.compressed(x, KEPT_WHOLE, self._no_seed, finite)
 
     def compressed(
         self,

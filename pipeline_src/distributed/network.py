@@ -31,24 +31,23 @@ class PartNetwork(GraphNetwork):
             SyncedBatchNorm(shape.hidden, ranks) for _ in self.norms
         )
 
+    def sent_widths(self) -> tuple[list[int], list[int]]:
+        """Width of the rows of each exchange of a step: of forward, and of backward.
+
+        GCN sends what a layer makes of its input, GraphSAGE the input itself; the first
+        layer's is kept (PartAggregation.keep_result_of), and needs no gradient.
+        """
+        weights = [next(layer.parameters()) for layer in self._layers()]
+        if self.layer == "sage":
+            widths = [weight.shape[1] for weight in weights[1:]]
+        else:
+            widths = [weight.shape[0] for weight in weights]
+        return widths, widths[::-1]
+
     @property
     def num_exchanges(self) -> int:
-        """Times that rows travel in one step: in forward, and in backward.
-
-        The first layer of GraphSAGE aggregates features, which need no gradient.
-        """
-        num_layers = len(self.convolutions)
-        return 2 * num_layers - (1 if self.layer == "sage" else 0)
-
-    def exchanged_widths(self) -> list[int]:
-        """Width of the rows of each exchange, in the order of a step."""
-        widths = []
-        for convolution in self._layers():
-            weight = next(convolution.parameters())
-            num_outputs, num_inputs = weight.shape
-            widths.append(num_inputs if self.layer == "sage" else num_outputs)
-        backward = widths[1:] if self.layer == "sage" else widths
-        return widths + backward[::-1]
+        """Times that rows travel in one step."""
+        return sum(map(len, self.sent_widths()))
 
     def _check_norms(self, num_nodes: int) -> None:
         """Each norm counts the nodes of all ranks itself."""

@@ -5,10 +5,15 @@ neighbour needs (`exchange`). Bytes are counted where they are handed over, and 
 else. A single process needs no process group and sends nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 from torch import distributed as dist
+
+
+class LostRankError(RuntimeError):
+    """A rank that was to take part in something sent is gone, or did not answer."""
 
 
 class Ranks:
@@ -42,9 +47,14 @@ class Ranks:
         self,
         x: Tensor,  # any shape, the same on all ranks
     ) -> Tensor:
-        """The sum over ranks, in place: the same bits on all of them."""
+        """The sum over ranks, in place: the same bits on all of them.
+
+        Raises:
+            LostRankError: if a rank is gone.
+        """
         if self.size > 1:
-            dist.all_reduce(x)
+            with self._noticing():
+                dist.all_reduce(x)
             self.bytes_added_up += x.nbytes
         return x
 
@@ -54,11 +64,26 @@ class Ranks:
         num_sent: Sequence[int],  # rows for each rank, none for itself
         num_received: Sequence[int],  # rows from each rank
     ) -> Tensor:
-        """What the others sent, (sum of num_received, row_bytes) uint8, by sender."""
+        """What the others sent, (sum of num_received, row_bytes) uint8, by sender.
+
+        Raises:
+            LostRankError: if a rank is gone.
+        """
         received = rows.new_empty((sum(num_received), rows.shape[1]))
         if self.size > 1:
-            dist.all_to_all_single(
-                received, rows.contiguous(), list(num_received), list(num_sent)
-            )
+            with self._noticing():
+                dist.all_to_all_single(
+                    received, rows.contiguous(), list(num_received), list(num_sent)
+                )
             self.bytes_exchanged += rows.nbytes
         return received
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise LostRankError(
+                f"rank {self.rank} of {self.size} lost another rank: {reason}"
+            ) from error

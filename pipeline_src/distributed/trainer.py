@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline_src.distributed.aggregation import Halo, part_aggregation
 from pipeline_src.distributed.network import PartNetwork
 from pipeline_src.distributed.parts import GraphPart
+from pipeline_src.distributed.plans import refuse_method
 from pipeline_src.distributed.ranks import Ranks
 from pipeline_src.distributed.wire import Wire
 from pipeline_src.gnn.models import Keep
@@ -26,8 +27,6 @@ from pipeline_src.training.adam import Adam
 from pipeline_src.training.networks import keeper_of
 from pipeline_src.training.spec import BoundariesOf, RunSpec
 from pipeline_src.training.trainer import LOWER, training_loss
-
-POLICIES = ("full", "exact")
 
 
 class PartTrainer:
@@ -45,7 +44,7 @@ class PartTrainer:
         """Seed torch's global generators and build what the specification names.
 
         Raises:
-            ValueError: if the method's policy is not one of POLICIES, or the part is
+            ValueError: if the method cannot be trained over ranks, or the part is
                 another rank's.
         """
         self.spec, self.part, self.ranks = spec, part, ranks
@@ -57,6 +56,8 @@ class PartTrainer:
         self.model = PartNetwork(shape, ranks, keeper, compile).to(self.device)
         self.halo = Halo(part, ranks, wire)
         self.aggregation = part_aggregation(shape.layer, self.halo)
+        if shape.layer == "sage":  # it aggregates features before anything else
+            self.aggregation.keep_result_of(part.features)
         self.optimizer = Adam(
             self.model.parameters(),
             spec.training.learning_rate,
@@ -108,12 +109,11 @@ class PartTrainer:
 
         Forward sends own rows, backward halo rows.
         """
-        row_bytes = [self.halo.wire.row_bytes(w) for w in self.model.exchanged_widths()]
-        forward = len(self.model.convolutions)
-        return (
-            sum(row_bytes[:forward]) * sum(self.part.num_sent)
-            + sum(row_bytes[forward:]) * self.part.num_halo
+        forward, backward = (
+            sum(map(self.halo.wire.row_bytes, widths))
+            for widths in self.model.sent_widths()
         )
+        return forward * sum(self.part.num_sent) + backward * self.part.num_halo
 
     def add_up_gradients(self) -> None:
         """Make the parameters' gradients those of the loss over all ranks."""
@@ -177,12 +177,6 @@ def _keeper_of(
     compile: str,
     device: torch.device,
 ) -> Keep | None:
-    policy = spec.method.policy
-    if policy not in POLICIES:
-        raise ValueError(
-            f"training over ranks keeps activations by policy {' or '.join(POLICIES)}, "
-            f"got {policy!r} of method {spec.method.name}; train it on one process, or "
-            "choose another method"
-        )
+    refuse_method(spec.method)
     keeper = keeper_of(spec.method, shape, boundaries_of, compile, device)
     return cast("Keep | None", keeper)  # of these policies

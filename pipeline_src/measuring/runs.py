@@ -158,7 +158,7 @@ def measure_gradient_errors(
 def reference_of(method: MethodSpec) -> MethodSpec:
     """The method that keeps everything and drops the same activations."""
     neutral = MethodSpec("reference", "reference", "full")
-    if method.policy == "pyg":
+    if method.policy in ("pyg", "compress"):  # of the same layers
         return replace(neutral, policy="pyg")
     if method.policy == "lean":
         return replace(neutral, policy="lean", rows_per_block=8)

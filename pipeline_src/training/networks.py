@@ -8,11 +8,14 @@ The method's specification alone decides the keeper: nothing later asks for the 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pipeline_src.compression.attachment import compress
+from pipeline_src.compression.config import CompressionConfig
 from pipeline_src.gnn.lean.recipe import LeanRecipe
 from pipeline_src.gnn.models import GraphNetwork, Keep
 from pipeline_src.gnn.pyg.technique import Technique
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline_src.gnn.pyg.network import PygNetwork
 
 # None: PyTorch keeps what it keeps.
-Keeper = Keep | LeanRecipe | Technique | None
+Keeper = Keep | LeanRecipe | Technique | CompressionConfig | None
 
 
 def shape_of(model: ModelSpec, graph: Graph) -> NetworkShape:
@@ -69,6 +72,8 @@ def keeper_of(
                     "false or no compiler was found; set compile: auto and install g++"
                 )
             return technique
+        case "compress":
+            return CompressionConfig(bits=method.bits)
     return None
 
 
@@ -76,11 +81,15 @@ def build_network(
     shape: NetworkShape, keeper: Keeper, compile: str
 ) -> "GraphNetwork | PygNetwork":
     """The network, on the CPU, with parameters of torch's global generator."""
-    if isinstance(keeper, Technique):
+    if isinstance(keeper, Technique | CompressionConfig):
         # PyTorch Geometric takes seconds to import, and no other method needs it.
         from pipeline_src.gnn.pyg.network import PygNetwork
 
-        return PygNetwork(shape, keeper)
+        if isinstance(keeper, Technique):
+            return PygNetwork(shape, keeper)
+        # Each run rounds with noise of its own.
+        config = replace(keeper, seed=torch.initial_seed())
+        return compress(PygNetwork(shape, Technique()), config)
     return GraphNetwork(shape, keeper, compile)
 
 

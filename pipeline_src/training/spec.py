@@ -49,7 +49,7 @@ class MethodSpec:
     # "full": all that PyTorch keeps; "exact": the published layout; "lean": codes of
     # hidden layers with their ends and statistics (gnn/lean); "pyg": PyTorch
     # Geometric's layers with one of PyTorch's own ways to save memory
-    # (gnn/pyg/technique.py)
+    # (gnn/pyg/technique.py); "compress": the same layers under `compress`
     policy: str
     bits: int = 32  # of one code; 32 means not compressed
     projection_ratio: int = 1  # num_features / num_projected (papers: D/R)

@@ -324,6 +324,7 @@ def test_text_can_be_printed(config, text):
     [
         {"policy": "lean", "bits": 2, "rows_per_block": 8},
         {"policy": "pyg", "technique": "quantized_hooks", "bits": 4},
+        {"policy": "compress", "bits": 4},
     ],
 )
 def test_a_capture_needs_the_published_layout(config, method):
@@ -478,9 +479,36 @@ def test_pyg_refuses_what_it_has_no_use_for(config, settings, message):
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"bits: policy compress needs one of \(2, 4, 8, 32\), got null"),
+        ({"bits": 1}, r"bits: policy compress needs one of \(2, 4, 8, 32\), got 1"),
+        (
+            {"bits": 2, "technique": "checkpointing"},
+            "technique: means nothing with policy compress; got 'checkpointing'",
+        ),
+        (
+            {"bits": 2, "rows_per_block": 8},
+            "rows_per_block: means nothing with policy compress; got 8, leave it out",
+        ),
+    ],
+)
+def test_compress_takes_bits_and_nothing_else(config, settings, message):
+    method = {"label": "compress", "policy": "compress", **settings}
+    config["methods"]["block64"] = method
+    with pytest.raises(ConfigurationError, match=rf"^methods\.block64\.{message}"):
+        check(config)
+    config["methods"]["block64"] = {**method, "bits": 2}
+    for key in settings.keys() - {"bits"}:
+        del config["methods"]["block64"][key]
+    assert check(check(config))["methods"]["block64"]["bits"] == 2
+
+
+@pytest.mark.parametrize(
     ("method", "graph", "message"),
     [
         ({"policy": "pyg"}, "arxiv_shape", "'other' has no byte book"),
+        ({"policy": "compress", "bits": 2}, "arxiv_shape", "'other' has no byte book"),
         ({"policy": "lean", "bits": 32}, "arxiv_shape", "'other' has no byte book"),
         (
             {"policy": "lean", "bits": 8, "without": ["rebuilt_input"]},

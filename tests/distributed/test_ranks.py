@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import rank_cases
 import torch
-from made_up_ranks import run_ranks
 from rank_cases import NODES, WIDTH, spec
 
 from pipeline_src.distributed.aggregation import Halo
+from pipeline_src.distributed.jobs.local import run_on_ranks
 from pipeline_src.distributed.parts import cut
 from pipeline_src.distributed.ranks import Ranks
 from pipeline_src.distributed.trainer import PartTrainer
@@ -36,22 +36,22 @@ def join(parts):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("owner", rank_cases.OWNERS)
-def test_means_of_whole_numbers_are_equal_to_the_bit(tmp_path, size, owner):
+def test_means_of_whole_numbers_are_equal_to_the_bit(size, owner):
     """Directed, so that the transpose is another matrix; every sum is exact."""
     graph = rank_cases.whole_numbers()
     case = ("whole_numbers", owner, "sage", graph.features)
-    forward, back = join(run_ranks(rank_cases.aggregate, size, tmp_path, *case))
+    forward, back = join(run_on_ranks(rank_cases.aggregate, size, *case))
     whole = mean_aggregation(graph.adjacency)
     assert torch.equal(forward[0], whole(graph.features))
     assert torch.equal(back[0], whole.transpose(graph.features))
 
 
-def test_gcn_weights_are_those_of_the_whole_graph(tmp_path):
+def test_gcn_weights_are_those_of_the_whole_graph():
     graph = rank_cases.whole_numbers()
     row = torch.arange(NODES).repeat_interleave(rank_cases.IN_DEGREE)
     assert (row == graph.adjacency.column).any(), "a loop that is not doubled"
     case = ("whole_numbers", "uneven", "gcn", graph.features)
-    forward, back = join(run_ranks(rank_cases.aggregate, 3, tmp_path, *case))
+    forward, back = join(run_on_ranks(rank_cases.aggregate, 3, *case))
     whole = gcn_aggregation(graph.adjacency)
     for found, aggregate in ((forward, whole), (back, whole.transpose)):
         # Each sum errs by at most its length times a unit of the sum of sizes.
@@ -60,7 +60,7 @@ def test_gcn_weights_are_those_of_the_whole_graph(tmp_path):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_gradients_of_whole_numbers_are_equal_to_the_bit(tmp_path, size):
+def test_gradients_of_whole_numbers_are_equal_to_the_bit(size):
     graph = rank_cases.whole_numbers()
     model = rank_cases.integer_network(graph, GraphNetwork)
     output = model(graph.features, mean_aggregation(graph.adjacency))
@@ -68,7 +68,7 @@ def test_gradients_of_whole_numbers_are_equal_to_the_bit(tmp_path, size):
     loss.backward()
     gradients = [one.grad for one in model.parameters()]
     assert max(one.abs().max() for one in gradients) < 2**18, "64ths stay exact"
-    for found in run_ranks(rank_cases.integer_gradients, size, tmp_path, "uneven"):
+    for found in run_on_ranks(rank_cases.integer_gradients, size, "uneven"):
         assert torch.equal(found[0], loss)
         assert all(map(torch.equal, found[1], gradients))
 
@@ -92,18 +92,16 @@ def check_first_step(found, graph, run):
 @pytest.mark.parametrize("layer", ["sage", "gcn"])
 @pytest.mark.parametrize("policy", ["full", "exact"])
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_loss_and_gradients_are_those_of_one_process(
-    tmp_path, layer, policy, batch_norm
-):
+def test_loss_and_gradients_are_those_of_one_process(layer, policy, batch_norm):
     """`exact` keeps 32 bits, so its backward is its own and its values are whole."""
     run = spec(layer, batch_norm, policy)
-    found = run_ranks(rank_cases.train, 3, tmp_path, "planted", "uneven", run)
+    found = run_on_ranks(rank_cases.train, 3, "planted", "uneven", run)
     check_first_step(found, rank_cases.planted(), run)
 
 
-def test_running_statistics_are_those_of_all_nodes(tmp_path):
+def test_running_statistics_are_those_of_all_nodes():
     run = spec()
-    found = run_ranks(rank_cases.train, 2, tmp_path, "planted", "uneven", run)
+    found = run_on_ranks(rank_cases.train, 2, "planted", "uneven", run)
     _, trainer = whole_training(rank_cases.planted(), run, 1)
     for name, theirs in trainer.model.state_dict().items():
         if "running" in name or "tracked" in name:
@@ -112,18 +110,18 @@ def test_running_statistics_are_those_of_all_nodes(tmp_path):
                 assert error <= ROUNDING * theirs.double().norm(), name
 
 
-def test_ranks_keep_equal_parameters_and_one_loss(tmp_path):
+def test_ranks_keep_equal_parameters_and_one_loss():
     """With Dropout and codes, which are drawn on each rank alone."""
     run = spec("sage", True, "exact", bits=2, dropout=0.5)
     case = ("planted", "even", run, 3, 2)
-    first, *others = run_ranks(rank_cases.train, 3, tmp_path, *case)
+    first, *others = run_on_ranks(rank_cases.train, 3, *case)
     for one in others:
         assert torch.equal(one["losses"], first["losses"])
         assert torch.equal(one["accuracy"], first["accuracy"])
         assert all(map(torch.equal, one["state"].values(), first["state"].values()))
 
 
-def test_a_graph_of_two_components_needs_no_halo(tmp_path):
+def test_a_graph_of_two_components_needs_no_halo():
     graph = rank_cases.planted()
     row = torch.arange(NODES).repeat_interleave(graph.adjacency.degree.long())
     column = graph.adjacency.column.long()
@@ -132,24 +130,24 @@ def test_a_graph_of_two_components_needs_no_halo(tmp_path):
     adjacency = adjacency_from_edges(column[stays].numpy(), row[stays].numpy(), NODES)
     graph = replace(graph, adjacency=adjacency)
     run = spec()
-    found = run_ranks(rank_cases.train, 2, tmp_path, graph, owner, run)
+    found = run_on_ranks(rank_cases.train, 2, graph, owner, run)
     assert [one["bytes"] for one in found] == [[0], [0]]
     check_first_step(found, graph, run)
 
 
-def test_a_rank_without_training_nodes_takes_part(tmp_path):
+def test_a_rank_without_training_nodes_takes_part():
     graph = rank_cases.planted()
     owner = torch.ones(NODES, dtype=torch.int64)
     owner[graph.validation_index] = 0
-    found = run_ranks(rank_cases.train, 2, tmp_path, graph, owner, spec())
+    found = run_on_ranks(rank_cases.train, 2, graph, owner, spec())
     check_first_step(found, graph, spec())
 
 
 @pytest.mark.parametrize("bits", [1, 2, 32])
 @pytest.mark.parametrize("layer", ["sage", "gcn"])
-def test_books_are_the_bytes_handed_over(tmp_path, bits, layer):
+def test_books_are_the_bytes_handed_over(bits, layer):
     case = ("planted", "uneven", spec(layer), 2, bits)
-    for one in run_ranks(rank_cases.train, 3, tmp_path, *case):
+    for one in run_on_ranks(rank_cases.train, 3, *case):
         assert {dtype for _, dtype in one["handed"]} == {torch.uint8}
         assert sum(count for count, _ in one["handed"]) == sum(one["bytes"])
         assert one["bytes"] == [one["expected_bytes"]] * 2
@@ -166,7 +164,7 @@ def spread_of(rows, bits):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 8])
-def test_coded_rows_aggregate_without_bias(tmp_path, bits):
+def test_coded_rows_aggregate_without_bias(bits):
     """The mean over seeds is the exact aggregation, by Hoeffding's inequality.
 
     A value that arrives is one of two neighbours; the inequality is that of a sum of
@@ -177,7 +175,7 @@ def test_coded_rows_aggregate_without_bias(tmp_path, bits):
     count = 300
     seeds = torch.arange(2 * count, dtype=torch.int32).view(count, 2)
     case = ("planted", "even", "sage", x, bits, seeds)
-    found = join(run_ranks(rank_cases.aggregate, 2, tmp_path, *case))
+    found = join(run_on_ranks(rank_cases.aggregate, 2, *case))
     whole = mean_aggregation(graph.adjacency)
     across = whole.matrix.to_dense() * (owner[:, None] != owner)
     spread = spread_of(x, bits)
@@ -242,13 +240,27 @@ def test_each_exchange_of_each_step_rounds_by_a_seed_of_its_own(monkeypatch, lay
     monkeypatch.setattr(Wire, "encode", recorded)
     (part,) = cut(rank_cases.planted(), torch.zeros(NODES, dtype=torch.int64), 1)
     trainer = PartTrainer(spec(layer), part, Ranks(), Wire(2), 0)
+    assert taken == ([None] if layer == "sage" else []), "features travel once"
+    taken.clear()
     for epoch in range(2):
         trainer.step(epoch)
     assert len(set(taken)) == len(taken) == 2 * trainer.model.num_exchanges
     assert taken == trainer.wire_seeds[:2].flatten().tolist()
     taken.clear()
     trainer.evaluate()
-    assert taken == [None] * 3, "evaluation is in full precision"
+    # In full precision; GraphSAGE has the aggregation of features already.
+    assert taken == [None] * len(trainer.model.sent_widths()[0])
+
+
+def test_an_aggregation_that_is_kept_is_refused_once_features_change():
+    (part,) = cut(rank_cases.planted(), torch.zeros(NODES, dtype=torch.int64), 1)
+    trainer = PartTrainer(spec(), part, Ranks(), Wire(), 0)
+    own, other = part.features, part.features.clone() * 2
+    assert trainer.aggregation(own) is trainer.aggregation(own)
+    assert torch.equal(trainer.aggregation(other), 2 * trainer.aggregation(own))
+    own.mul_(2)
+    with pytest.raises(RuntimeError, match="an inplace operation: features"):
+        trainer.step(0)
 
 
 def test_what_is_not_finite_is_reported():

@@ -9,11 +9,10 @@ import pytest
 import torch
 import yaml
 from checkouts import ROOT, planned, snakemake
-from made_up_own_graphs import as_tensors, sound_arrays
+from made_up_own_graphs import as_tensors
 from torch_geometric.data import Data
 
 from pipeline_src.graphs.embedded import synthetic_graph
-from pipeline_src.graphs.files import read_graph
 from pipeline_src.graphs.own.given import GivenGraph
 from pipeline_src.graphs.own.reading import read_own_graph
 from pipeline_src.records.datasets import read_dataset
@@ -26,65 +25,47 @@ run: own
 device: cpu
 compile: false
 graphs:
-  mine: {path: data/mine.pt}
-  ring:
-    path: data/ring
-    undirected: true
-    split: {train: 0.4, val: 0.3, seed: 1}
+  mine: {path: data/mine.pt, undirected: true}
+  torn: {path: data/torn, split: {train: 0.6, val: 0.2}}
 models:
   sage-2x8: {layer: sage, num_layers: 2, hidden: 8}
 methods:
   int2: {label: INT2, policy: exact, bits: 2}
 sweeps:
-  - graphs: [mine, ring]
+  - graphs: [mine, torn]
     models: [sage-2x8]
     methods: [int2]
     seeds: 1
     training: {epochs: 3}
 """
-RUN = "results/own/runs/mine-sage-2x8-int2-s0to0.nc"
-TARGETS = (RUN, "results/own/graphs/ring.npz")
+RUN, TORN = (
+    f"results/own/runs/{graph}-sage-2x8-int2-s0to0.nc" for graph in ("mine", "torn")
+)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("own graphs")
-    (folder / "config").mkdir()
-    (folder / "data").mkdir()
-    (folder / "config" / "config.yaml").write_text(CONFIGURATION, encoding="utf-8")
-    graph = synthetic_graph(num_nodes=60, num_edges=240)
-    arrays = arrays_of(graph)
-    torch.save(Data(**as_tensors(arrays)), folder / "data" / "mine.pt")
-    write_ring(folder / "data" / "ring")
-    return folder
+def write_tables(folder):
+    """Two nodes, of which one has no class."""
+    folder.mkdir()
+    tables = {"edges": "source,target\n0,1\n1,0", "features": "a\n0\n1"}
+    for name, text in (tables | {"labels": "label\n0\n?"}).items():
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
 
 
 def arrays_of(graph):
-    """The graph as a user may hold it."""
+    """The graph as a user may hold it: each edge in one direction."""
     adjacency = graph.adjacency
     masks = {}
     parts = ("train_mask", "val_mask", "test_mask")
     for name, nodes in zip(parts, graph.splits.values(), strict=True):
         masks[name] = np.isin(np.arange(graph.num_nodes), nodes)
+    source = adjacency.column.numpy()
     target = np.repeat(np.arange(graph.num_nodes), adjacency.degree)
     return {
         "x": graph.features.numpy(),
         "y": graph.labels.numpy(),
-        "edge_index": np.stack([adjacency.column.numpy(), target]),
+        "edge_index": np.stack([source, target])[:, source < target],
         **masks,
     }
-
-
-def write_ring(folder):
-    """Six nodes, each edge in one direction, as tables without a split."""
-    tables = {
-        "edges": ["source,target", *(f"{i},{(i + 1) % 6}" for i in range(6))],
-        "features": ["a,b", *(f"{i}.5,1" for i in range(6))],
-        "labels": ["label", *(f"{i % 2}" for i in range(6))],
-    }
-    folder.mkdir()
-    for name, lines in tables.items():
-        (folder / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
 
 
 def options(folder):
@@ -92,77 +73,68 @@ def options(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(folder):
-    """The folder after the real scripts have read both graphs and trained on one."""
-    assert planned(*options(folder), *TARGETS) == {"read_own_graph": 2, "train_run": 1}
-    snakemake(*options(folder), "--cores", "2", *TARGETS)
-    return folder
+def trained(tmp_path_factory):
+    """The folder in which the real scripts have run, and what they said."""
+    folder = tmp_path_factory.mktemp("own graphs")
+    (folder / "config").mkdir()
+    (folder / "data").mkdir()
+    (folder / "config" / "config.yaml").write_text(CONFIGURATION, encoding="utf-8")
+    arrays = arrays_of(synthetic_graph(num_nodes=60, num_edges=240))
+    torch.save(Data(**as_tensors(arrays)), folder / "data" / "mine.pt")
+    write_tables(folder / "data" / "torn")
+    targets = (*options(folder), RUN, TORN)
+    said = snakemake("--cores", "2", *targets, exit_status=1)  # one of them is torn
+    return folder, said
 
 
 @pytest.mark.slow
 def test_a_file_is_trained_as_the_graph_it_holds(trained):
-    """Record and graph are those of the library without any file."""
-    graph = synthetic_graph(num_nodes=60, num_edges=240)
-    record = read_dataset(trained / RUN)
+    """The record is that of the library without any file."""
+    folder, _ = trained
+    record = read_dataset(folder / RUN)
     spec = RunSpec.from_json(json.loads(record.attrs["spec"]))
-    expected = train_run(spec, Job(graph))
+    expected = train_run(spec, Job(synthetic_graph(num_nodes=60, num_edges=240)))
     for name in ("test_accuracy", "loss_curve"):
         np.testing.assert_array_equal(record[name], expected[name])
-    ring = read_graph(trained / "results/own/graphs/ring.npz")
-    assert ring.adjacency.symmetric
-    assert ring.adjacency.degree.tolist() == [2] * 6
-    assert [len(nodes) for nodes in ring.splits.values()] == [2, 2, 2]
-    log = (trained / "results/own/logs/read_own_graph/ring.log").read_text("utf-8")
-    assert "ring: edge_index: 6 edges became 12" in log
+    log = (folder / "results/own/logs/read_own_graph/mine.log").read_text("utf-8")
+    assert "mine: edge_index: 120 edges became 240" in log
+
+
+@pytest.mark.slow
+def test_a_faulty_file_is_refused_before_it_is_trained(trained):
+    folder, said = trained
+    fault = "labels.csv: expected whole numbers in column 'label', got '?' in line 3"
+    assert f"graphs.torn, read from data/torn: {fault}" in said
+    assert planned(*options(folder), TORN) == {"read_own_graph": 1, "train_run": 1}
+    assert not list((folder / "results/own/logs/train_run").glob("torn*"))
 
 
 @pytest.mark.slow
 def test_a_file_is_read_again_when_its_content_changed_whatever_its_date(trained):
-    path = trained / "data" / "mine.pt"
+    folder, _ = trained
+    path = folder / "data" / "mine.pt"
     whole = path.read_bytes()
-    assert not planned(*options(trained), *TARGETS)
     other = arrays_of(synthetic_graph(num_nodes=60, num_edges=240, seed=1))
     try:
         torch.save(Data(**as_tensors(other)), path)
         os.utime(path, (1, 1))
         again = {"read_own_graph": 1, "train_run": 1}
-        assert planned(*options(trained), *TARGETS) == again
+        assert planned(*options(folder), RUN) == again
     finally:
         path.write_bytes(whole)
         os.utime(path, (1, 1))
-    assert not planned(*options(trained), *TARGETS), "the same content, another date"
+    assert not planned(*options(folder), RUN), "the same content, another date"
 
 
 @pytest.mark.slow
 def test_a_word_of_the_configuration_reads_its_graph_again(trained):
-    path = trained / "mine.yaml"
-    path.write_text(CONFIGURATION.replace("seed: 1", "seed: 2"), encoding="utf-8")
-    again = planned(*options(trained), *TARGETS, "--configfile", str(path))
-    assert again == {"read_own_graph": 1}
-
-
-@pytest.mark.slow
-def test_a_split_that_joins_the_tables_is_read(trained):
-    path = trained / "data" / "ring" / "split.csv"
-    path.write_text("split\n" + "train\nval\ntest\n" * 2, encoding="utf-8")
-    try:
-        assert planned(*options(trained), *TARGETS) == {"read_own_graph": 1}
-    finally:
-        path.unlink()
-
-
-@pytest.mark.slow
-def test_a_faulty_file_is_refused_before_it_is_trained(folder, tmp_path):
-    arrays = sound_arrays() | {"y": np.full(6, -1)}
-    torch.save(as_tensors(arrays), tmp_path / "mine.pt")
-    text = CONFIGURATION.replace("data/mine.pt", "mine.pt")
-    text = text.replace("data/ring", f"{folder}/data/ring")
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "config.yaml").write_text(text, encoding="utf-8")
-    said = snakemake(*options(tmp_path), "--cores", "1", RUN, exit_status=1)
-    assert "graphs.mine, read from mine.pt: y: expected classes counted from 0" in said
-    assert "rule train_run" not in said
-    assert not (tmp_path / RUN).exists()
+    folder, _ = trained
+    path = folder / "mine.yaml"
+    path.write_text(
+        CONFIGURATION.replace("undirected: true", "undirected: false"), "utf-8"
+    )
+    again = planned(*options(folder), RUN, "--configfile", str(path))
+    assert again == {"read_own_graph": 1, "train_run": 1}
 
 
 def test_a_missing_file_is_told_when_jobs_are_planned(tmp_path):
@@ -170,7 +142,7 @@ def test_a_missing_file_is_told_when_jobs_are_planned(tmp_path):
     path = tmp_path / "config" / "config.yaml"
     path.write_text(CONFIGURATION, encoding="utf-8")
     said = snakemake(*options(tmp_path), "--dry-run", exit_status=1)
-    for name in ("mine.pt", "ring"):
+    for name in ("mine.pt", "torn"):
         place = tmp_path / "data" / name
         assert f".path: expected a file or a folder, got none at {place}; " in said
     assert "Traceback" not in said

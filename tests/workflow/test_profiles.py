@@ -73,8 +73,8 @@ def test_no_profile_forgets_how_a_run_goes_on(name):
 @pytest.mark.parametrize("name", SLURM)
 def test_a_submitted_rule_has_its_resources(name):
     """Those that read or train on a graph; defaults are for small ones."""
-    reading = {"prepare_graph", "read_own_graph"}
-    assert set(PROFILES[name]["set-resources"]) == ON_A_GPU | reading
+    others = {"prepare_graph", "read_own_graph", "train_distributed"}
+    assert set(PROFILES[name]["set-resources"]) == ON_A_GPU | others
 
 
 def test_a_gpu_is_asked_for_where_a_rule_may_use_one():
@@ -94,6 +94,14 @@ def test_a_clock_has_its_node_alone(name):
     assert exclusive == MEASURING
     # 1024 threads cannot be asked for: where Slurm scales nothing down, nothing starts.
     assert PROFILES[name]["set-threads"].keys() == MEASURING
+
+
+@pytest.mark.parametrize("name", SLURM)
+def test_ranks_are_tasks_of_one_core(name):
+    """The rule asks for a task each; without `mpi`, Slurm would start it by itself."""
+    entry = PROFILES[name]["set-resources"]["train_distributed"]
+    assert (entry["mpi"], entry["cpus_per_task"]) == ("srun", 1)
+    assert "tasks=number_of_ranks" in RULES["train_distributed"]
 
 
 @pytest.mark.parametrize("name", ["default", "gpu"])

@@ -28,6 +28,15 @@ def spec_of_run(wildcards):
     return CELLS[wildcards.cell].to_params()
 
 
+def spec_of_ranks(wildcards):
+    refuse_method(CELLS[wildcards.cell].method)
+    return spec_of_run(wildcards)
+
+
+def number_of_ranks(wildcards):
+    return int(wildcards.ranks)
+
+
 def graph_of_measurement(wildcards):
     return graph_file(MEASUREMENTS[wildcards.plan].specs[0].graph)
 
