@@ -34,7 +34,12 @@ from torch.nn import functional
 from torch_geometric.utils import to_torch_csr_tensor
 
 from pipeline_src.compression.attachment import compress
-from pipeline_src.compression.config import CompressionConfig
+from pipeline_src.compression.config import (
+    Choice,
+    CompressionConfig,
+    Part,
+    Recompute,
+)
 from pipeline_src.graphs.embedded import EMBEDDED_GRAPHS
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.measuring.gradient_error import split_error
@@ -121,6 +126,7 @@ class Case:
     as_matrix: bool
     make: Make
     normalized: bool = False  # the matrix is GCN's, with loops
+    choices: tuple[tuple[Part, Choice], ...] = ()
 
     @property
     def key(self) -> str:
@@ -176,6 +182,13 @@ CASES = (
         _heads(pyg.TransformerConv),
     ),
     Case("PNA 3 x 64", "nodes_10k", False, _pna),
+    Case(
+        "PNA 3 x 64, convolutions recomputed",
+        "nodes_10k",
+        False,
+        _pna,
+        choices=((Part(type=pyg.PNAConv), Recompute()),),
+    ),
     Case("DeepGCN 28 x 64", "nodes_10k", False, lambda i, o, _: Deep(i, o)),
 )
 
@@ -253,7 +266,7 @@ def measure(case: Case, bits: int, steps: int, draws: int) -> dict[str, object]:
         eager.step(step)
         optimizer.step()
     del optimizer
-    config = CompressionConfig(bits=bits)
+    config = CompressionConfig(bits=bits, choices=case.choices)
     ours = Side(compress(copy.deepcopy(model), config), graph, edges)
     equal = torch.equal(eager.forward(1), ours.forward(1))
     exact, found = [], []
