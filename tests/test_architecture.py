@@ -109,6 +109,7 @@ PACKAGES: dict[str, set[str]] = {
     "measuring.gpu.results": set(),
     "measuring.gpu.summary": set(),
     "measuring.compressed_models": {"torch", "torch_geometric", "pandas"},
+    "measuring.loading": {"torch", "torch_geometric", "pandas"},
     # The only place that names packages which are no dependencies.
     "measuring.rivals": {"torch", "torchao", "bitsandbytes"},
     "collecting": TABLES,

@@ -1,6 +1,7 @@
 """Neighbour sampling against the definition, edge by edge, and against its law."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -82,6 +83,23 @@ def test_a_batch_carries_what_the_graph_says_of_its_nodes_and_edges():
         assert batch.title == "a graph"
         assert batch.num_nodes == len(batch.n_id)
         batch.validate()
+
+
+def test_fields_of_as_many_nodes_as_edges_are_told_apart_by_their_names():
+    ring = torch.arange(30)
+    edge_index = torch.stack([ring, ring.roll(1)])
+    data = Data(x=ring + 0.5, edge_index=edge_index, edge_attr=ring, edge_weight=ring)
+    (batch,) = NeighborLoader(data, [1], torch.tensor([4, 9]), batch_size=2)
+    assert torch.equal(batch.x, batch.n_id + 0.5)
+    assert torch.equal(batch.edge_attr, batch.e_id)
+    assert torch.equal(batch.edge_weight, batch.e_id)
+
+
+def test_batches_are_the_same_in_a_process_that_inherits_nothing():
+    """What workers are sent where they are not forked."""
+    loader = NeighborLoader(small_data(), [3, 2], batch_size=20, shuffle=True)
+    sent = pickle.loads(pickle.dumps(loader.dataset))
+    assert same(sent[0, 1], loader.dataset[0, 1])
 
 
 @pytest.mark.parametrize(("degree", "fan_out"), [(5, 2), (6, 3), (7, 6), (4, 1)])

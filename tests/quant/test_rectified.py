@@ -24,16 +24,19 @@ from pipeline_src.training.meters import measure_memory
 
 SEED = torch.tensor(-77, dtype=torch.int32)
 WIDTH = 8
+# Where kernels are compiled: that of tests/training/test_compiled_lean.py, which finds
+# them compiled.
+COMPILED_WIDTH = 64
 
 
-def normalization(weight=None, bias=None):
+def normalization(weight=None, bias=None, width=WIDTH):
     """Weights of both signs and 0, biases of both signs and 0."""
     generator = torch.Generator().manual_seed(1)
-    draw = torch.randn(4, WIDTH, generator=generator)
+    draw = torch.randn(4, width, generator=generator)
     if weight is None:
-        weight = draw[0] * torch.tensor([1, 1, 1, 1, 1, 0, 0, 0.0])
+        weight = draw[0] * torch.tensor([1, 1, 1, 1, 1, 0, 0, 0.0]).repeat(width // 8)
     if bias is None:
-        bias = draw[1] * torch.tensor([1, 1, 1, 1, 0, 1, -1, 0.0])
+        bias = draw[1] * torch.tensor([1, 1, 1, 1, 0, 1, -1, 0.0]).repeat(width // 8)
     return Normalization(draw[2], draw[3].abs() + 0.5, weight, bias)
 
 
@@ -48,8 +51,8 @@ def reference(y, norm, dropout, seed=SEED):
     return n, u, torch.where(kept, u * (1 / (1 - dropout)), 0.0), kept
 
 
-def rows(num_rows, seed=2):
-    return torch.randn(num_rows, WIDTH, generator=torch.Generator().manual_seed(seed))
+def rows(num_rows, seed=2, width=WIDTH):
+    return torch.randn(num_rows, width, generator=torch.Generator().manual_seed(seed))
 
 
 def encoded(y, norm, dropout, bits, seed=SEED, fused=False):
@@ -254,11 +257,11 @@ def test_parts_of_a_layer_give_the_bits_of_the_whole(bits, monkeypatch):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("bits", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_compiled_equals_plain_to_the_bit(bits):
     """Sums over rows, too: their order is fixed."""
-    y, norm = rows(96), normalization()
-    gradient = rows(96, seed=3)
+    norm = normalization(width=COMPILED_WIDTH)
+    y, gradient = (rows(96, seed, COMPILED_WIDTH) for seed in (2, 3))
     results = []
     for fused in (False, True):
         h, codes = encoded(y, norm, 0.3, bits, fused=fused)
@@ -286,8 +289,8 @@ def test_integers_of_a_compiled_kernel_wrap_around_at_every_width(width):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("num_rows", [5, 64, 67])
 def test_codes_beside_an_output_are_those_that_make_it(num_rows, fused):
-    norm = normalization()
-    y = rows(num_rows)
+    norm = normalization(width=COMPILED_WIDTH)
+    y = rows(num_rows, width=COMPILED_WIDTH)
     _, u, _, _ = reference(y, norm, 0.0)
     setting = RectifiedSetting(RectifiedCoder(2, 8), norm, torch.zeros(()), None, fused)
     before = y.clone()
