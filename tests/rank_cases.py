@@ -267,7 +267,11 @@ def hold(graph_name, owner_name, run, methods, bits):
             trainer.model(part.features, trainer.aggregation, trainer.seeds[1])
         known = resident + others
         kept.append(resident_bytes(known + seen) - resident_bytes(known))
-    before = ranks.bytes_exchanged
+    ranks.bytes_exchanged = ranks.bytes_added_up = 0
     trainer.step(1)
-    sent = ranks.bytes_exchanged - before
-    return {"kept": kept, "sent": sent, "resident": resident_bytes(resident)}
+    return {
+        "kept": kept,
+        "sent": ranks.bytes_exchanged,
+        "summed": ranks.bytes_added_up,
+        "resident": resident_bytes(resident),
+    }

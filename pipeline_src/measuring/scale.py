@@ -8,6 +8,7 @@ and real messages of a small graph, to the byte (tests/measuring/test_scale.py):
     resident    a part and its aggregation in both directions, and, for GraphSAGE, the
                 aggregation of features
     kept        activations for backward, of the nodes that a rank owns
+    sums        gradients of parameters, and statistics of BatchNorm
     sent        rows of the halo, once forward and once back for each hidden layer
 
 What no book knows is how well a graph can be cut. Halo rows per own node, and the share
@@ -97,6 +98,22 @@ def sent_bytes(model: ModelSpec, wire: Wire, num_halo: int, num_classes: int) ->
     return 2 * num_halo * sum(map(wire.row_bytes, widths))
 
 
+def summed_bytes(model: ModelSpec, num_features: int, num_classes: int) -> int:
+    """Bytes that a rank gives to sums in one step: gradients, statistics, the loss.
+
+    BatchNorm gives sums, a count, squares, and two sums in backward, all as float64.
+    """
+    widths = [num_features, *[model.hidden] * (model.num_layers - 1), num_classes]
+    matrices = 2 if model.layer == "sage" else 1
+    parameters = sum(
+        matrices * inputs * outputs + outputs
+        for inputs, outputs in itertools.pairwise(widths)
+    )
+    num_norms = model.num_layers - 1 if model.batch_norm else 0
+    parameters += num_norms * 2 * model.hidden
+    return 4 * parameters + num_norms * 8 * (4 * model.hidden + 1) + 4
+
+
 def even_part(sizes: GraphSizes, num_ranks: int, halo_rows: float) -> PartSizes:
     """The part of a rank, where all are alike; CUT_SHARE of edges are across."""
     num_own = math.ceil(sizes.num_nodes / num_ranks)
@@ -133,6 +150,9 @@ def plan(sizes: GraphSizes, model: ModelSpec) -> Iterator[dict[str, Any]]:
             "a halo of 128 [GiB]": round(4 * 128 * part.num_halo / GIB, 2),
             "sent by a rank, FP32 [GiB]": round(per_rank(32), 2),
             "sent by a rank, 2 bits [GiB]": round(per_rank(2), 2),
+            "sums of a rank [MiB]": round(
+                summed_bytes(model, sizes.num_features, sizes.num_classes) / 2**20, 2
+            ),
             "sent by all, FP32 [GiB]": round(num_ranks * per_rank(32), 1),
             "sent by all, 2 bits [GiB]": round(num_ranks * per_rank(2), 1),
         }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import rank_cases
-from rank_cases import NODES
+from rank_cases import NODES, WIDTH
 
 from pipeline_src.distributed.jobs.local import run_on_ranks
 from pipeline_src.distributed.parts import cut
@@ -15,6 +15,7 @@ from pipeline_src.measuring.scale import (
     kept_tensors,
     resident_tensors,
     sent_bytes,
+    summed_bytes,
     table,
 )
 from pipeline_src.training.meters import allocated_bytes
@@ -53,6 +54,7 @@ def test_books_are_what_ranks_hold_keep_and_send(layer, bits):
         for method, kept in zip(methods, one["kept"], strict=True):
             book = kept_tensors(run.model, method, sizes)
             assert kept == sum(map(allocated_bytes, book)), method
+        assert one["summed"] == summed_bytes(run.model, WIDTH, GRAPH.num_classes)
         sent += one["sent"]
     num_halo = sum(part.num_halo for part in parts)
     assert sent == sent_bytes(run.model, Wire(bits), num_halo, GRAPH.num_classes)
