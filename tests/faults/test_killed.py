@@ -46,6 +46,7 @@ def test_after_a_kill_the_same_command_finishes_what_is_missing(
     assert_same_collection(workplace, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_job_fails_alone_and_is_made_again(undisturbed, tmp_path, count_fault):
     """As the kernel does when memory runs out; the other run is finished first."""
     workplace = copy_of(undisturbed, tmp_path / "copy", FP32, LEAN, COLLECTED)

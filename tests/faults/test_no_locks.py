@@ -100,6 +100,7 @@ def test_a_lock_that_hdf5_asks_for_all_the_same_is_blamed(shim, tmp_path):
     assert "delete it and run" not in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_works_without_locks_and_its_claim_is_a_note(undisturbed, tmp_path, shim):
     """A file system's own way to say no; the numbers are told apart nowhere."""
     number = "ENOLCK"

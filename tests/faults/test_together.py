@@ -9,6 +9,7 @@ from workplace import COLLECTED, FP32, LEAN, copy_of, kill, lost_results, wait_f
 from pipeline_src.records.claims import ClaimedError, claim, holder_of
 
 
+@pytest.mark.slow
 def test_a_second_start_on_the_same_results_is_refused_with_the_way_out(
     undisturbed, tmp_path, count_fault
 ):

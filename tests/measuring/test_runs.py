@@ -172,7 +172,11 @@ def test_gradient_errors_have_equal_masks_and_fall_with_bits():
     assert lean8 < apart < 1e-3
 
 
-@pytest.mark.parametrize("technique", ["autocast", "checkpointing", "compiled"])
+# That a compiled network keeps its masks, tests/gnn/pyg/test_network.py holds as well.
+@pytest.mark.parametrize(
+    "technique",
+    ["autocast", "checkpointing", pytest.param("compiled", marks=pytest.mark.slow)],
+)
 def test_rivals_have_the_masks_of_eager_ones(technique):
     """With other masks the error would be of the order of 1."""
     method = MethodSpec("rival", "rival", "pyg", technique=technique)

@@ -245,7 +245,7 @@ def test_rows_whose_least_value_is_not_zero_have_no_support(bits, metadata):
     assert torch.equal(support, node)
 
 
-@pytest.mark.parametrize("bits", [1, 4, 16])
+@pytest.mark.parametrize("bits", [1, pytest.param(4, marks=pytest.mark.slow), 16])
 def test_compiled_support_equals_plain_to_the_bit(bits):
     x = torch.cat([bag_of_weights(), normal(3, 40)])
     plain, compiled = (
@@ -360,7 +360,16 @@ def test_one_bit_with_bfloat16_metadata_packs_cora_thirty_times():
     assert 30 <= 4 * 2708 * sum(widths) / packed <= 30.6
 
 
-@pytest.mark.parametrize("bits", [*PACKED, (1, 4, 32)], ids=str)
+# At once the least and the most bits, and several in one store; those between take as
+# long again and pack by the same code.
+@pytest.mark.parametrize(
+    "bits",
+    [
+        pytest.param(bits, marks=[pytest.mark.slow] * (bits in (2, 4, 8)))
+        for bits in [*PACKED, (1, 4, 32)]
+    ],
+    ids=str,
+)
 def test_compiled_equals_plain_to_the_bit(bits):
     check_compiled(bits, "cpu")
 

@@ -181,7 +181,7 @@ def test_batch_norms_gradient_is_right_for_four_nodes(bits, copies):
     setting = RectifiedSetting(
         RectifiedCoder(bits, 8), norm, torch.zeros(()), None, False
     )
-    repeats = 4000 if copies == 1 else 40
+    repeats = 1000 if copies == 1 else 40
     draws = []
     for seed in range(repeats):
         codes = encode(y.clone(), torch.tensor(seed, dtype=torch.int32), setting)

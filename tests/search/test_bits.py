@@ -327,7 +327,6 @@ def random_bits(landscape, seed):
     return 8.0 if best is None else best.average_bits
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(6))
 def test_the_search_comes_close_to_the_optimum_of_all_assignments(number):
     """Of 3^9: 200 evaluations within 20 %; 80 no worse than 200 at random on average.
