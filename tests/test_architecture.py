@@ -104,6 +104,8 @@ PACKAGES: dict[str, set[str]] = {
     "distributed.partition": {"torch", "pymetis"} | NUMBERS,
     "measuring": {"torch"} | TABLES,
     "measuring.byte_books": set(),
+    "measuring.large_graph": {"numpy", "torch"},
+    "measuring.products": {"numpy", "torch", "psutil"},
     # A machine with a GPU may have torch and little else.
     "measuring.gpu": {"torch"},
     "measuring.gpu.results": set(),
