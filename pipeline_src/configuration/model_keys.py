@@ -3,6 +3,8 @@
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 from pipeline_src.configuration.schemas import shown
@@ -32,7 +34,7 @@ def problems_of_models(models: Mapping[str, Any], schema: Any) -> Iterator[str]:
         else:
             others = _OF_LAYERS + _WITH_DEFAULTS
             root = class_name.split(".")[0]
-            if importlib.util.find_spec(root) is None:
+            if _spec_of(root) is None:
                 yield (
                     f"{path}.class: expected a module that can be imported, got "
                     f"{shown(class_name)}: there is no {root}; install it, or put its "
@@ -77,6 +79,30 @@ def problems_of_classes(config: Mapping[str, Any]) -> Iterator[str]:
                         f"multiplies no matrix such as {shown(matrix)} takes; say "
                         "input: edges"
                     )
+
+
+def file_of_class(class_name: str) -> Path | None:
+    """The file of the module that a class is named in, found without importing it.
+
+    None for what is installed, whose version is in the records, and for what cannot be
+    found. What that file imports lies in files of its own.
+    """
+    root, *others = class_name.split(".")[:-1]
+    spec = _spec_of(root)
+    if spec is None or spec.origin is None or "site-packages" in spec.origin:
+        return None
+    file = Path(spec.origin)
+    for name in others:
+        below = file.parent / name
+        file = below / "__init__.py" if below.is_dir() else below.with_suffix(".py")
+    return file if file.is_file() else None
+
+
+def _spec_of(root: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(root)
+    except ValueError:  # of what is no file, as __main__
+        return None
 
 
 def _is_plain(value: Any) -> bool:

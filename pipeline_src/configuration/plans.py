@@ -8,13 +8,16 @@ The Snakefile imports this module at every start, so it stays light.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 
 MIN_SIZES = 3  # of a graph or a model; fewer show no growth
 FRONT_METHODS = 5  # timed on one graph and model; fewer make no front
+# With what a class is tried before it is trained.
+_FULL = MethodSpec("fp32", "FP32", "full")
+_STEP = TrainingSpec(1, 0.01, 0.0, None, "cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,21 @@ def capture_plans(config: Mapping[str, Any]) -> list[CapturePlan]:
     ]
     _refuse_repeated_names("captures", [plan.name for plan in plans])
     return plans
+
+
+def class_model_specs(config: Mapping[str, Any]) -> dict[str, RunSpec]:
+    """Of each class that a checked configuration trains or measures: a step of it.
+
+    By the model's name; in full precision, on a graph that need not be there.
+    """
+    measured = (spec for plan in measurement_plans(config) for spec in plan.specs)
+    return {
+        spec.model.name: replace(
+            spec, graph="synthetic", method=_FULL, seeds=(0,), training=_STEP
+        )
+        for spec in (*run_specs(config), *measured)
+        if spec.model.is_class
+    }
 
 
 def byte_book_specs(config: Mapping[str, Any]) -> list[RunSpec]:

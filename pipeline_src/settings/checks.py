@@ -15,8 +15,9 @@ def problems_of_activation_searches(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: expected max_drop or max_memory or both, got null for both"
         yield from _problems_of_rows(entry, path)
         for name in entry["models"]:
-            if model := config["models"].get(name):
-                yield from _problems_of_size(entry, model["num_layers"], name, path)
+            # Classes have no such key, and are refused with all others.
+            if layers := config["models"].get(name, {}).get("num_layers"):
+                yield from _problems_of_size(entry, layers, name, path)
         for name in entry["methods"]:
             if config["methods"].get(name, {}).get("policy") == "full":
                 yield (

@@ -1,12 +1,20 @@
 """Models that are classes, and what can train them."""
 
 import copy
+import importlib
 import json
+import sys
+from types import ModuleType
 
 import pytest
 
 from pipeline_src.configuration.checks import ConfigurationError
-from pipeline_src.configuration.plans import measurement_plans, run_specs
+from pipeline_src.configuration.model_keys import file_of_class
+from pipeline_src.configuration.plans import (
+    class_model_specs,
+    measurement_plans,
+    run_specs,
+)
 from pipeline_src.training.spec import ModelSpec, RunSpec
 from tests.configuration.test_checks import SMALL, check, put
 
@@ -80,6 +88,11 @@ def test_layers_are_no_class(config):
         ("models.gat.class", "GAT", r"^models\.gat\.class: .*got 'GAT'"),
         ("models.gat.class", "os.path; x", r"^models\.gat\.class: .*got 'os\.path; x'"),
         ("models.gat.class", "no_such.Net", "there is no no_such; install it, or put"),
+        (
+            "activation_searches",
+            [{"graphs": ["digits"], "models": ["gat"], "training": {"epochs": 1}}],
+            r"activation_searches\[0\]\.models: 'gat' is a class, and settings are",
+        ),
         ("models.gat.arguments", [2], r"arguments: expected .*got \[2\]"),
         ("models.gat.arguments", {"a": b"bytes"}, "arguments: expected numbers, text"),
         ("models.gat.arguments", {"a": float("nan")}, "arguments: expected numbers"),
@@ -124,4 +137,42 @@ def test_what_does_not_go_together_is_refused_before_a_job(
 ):
     put(config, path, value)
     with pytest.raises(ConfigurationError, match=message):
+        check(config)
+
+
+def test_each_class_in_use_is_tried_once(config):
+    config["models"]["other"] = copy.deepcopy(GAT)
+    found = class_model_specs(check(config))
+    assert set(found) == {"gat"}
+    assert found["gat"].method.policy == "full"
+    config["sweeps"].pop()
+    assert set(class_model_specs(check(config))) == {"gat"}, "it is measured"
+
+
+def test_a_class_and_its_file_are_found_without_importing_it(
+    config, tmp_path, monkeypatch
+):
+    """It would take seconds at each start, and run what is not asked to run yet."""
+    package = tmp_path / "bursting"
+    (package / "deep").mkdir(parents=True)
+    for file in ("__init__.py", "net.py", "deep/__init__.py"):
+        (package / file).write_text("1 / 0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config["models"]["gat"]["class"] = "bursting.net.Net"
+    assert check(config)
+    assert file_of_class("bursting.Net") == package / "__init__.py"
+    assert file_of_class("bursting.net.Net") == package / "net.py"
+    assert file_of_class("bursting.deep.Net") == package / "deep" / "__init__.py"
+    assert file_of_class("bursting.lost.Net") is None
+    assert file_of_class("torch_geometric.nn.GAT") is None, "installed: of a version"
+    with pytest.raises(ZeroDivisionError):
+        importlib.import_module("bursting")
+
+
+def test_a_module_without_a_file_is_told(config, monkeypatch):
+    """Of such a module Python knows no specification, and says so by an error."""
+    name = "made_by_hand_in_a_test"
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    put(config, "models.gat.class", f"{name}.Net")
+    with pytest.raises(ConfigurationError, match=f"there is no {name}"):
         check(config)

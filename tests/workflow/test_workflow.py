@@ -66,6 +66,7 @@ PAIRED = {
     "train_run": 2 * 3 + 4 * 2 * 2,
 }
 COMPRESS = RESULTS | {
+    "check_model": 4,
     "fetch_graph": 3,
     "prepare_graph": 4,
     "plot_figure": 6,  # no growth

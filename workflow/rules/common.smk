@@ -12,9 +12,11 @@ from pipeline_src.configuration.checks import (
     read_schema,
     refuse_repeated_keys,
 )
+from pipeline_src.configuration.model_keys import file_of_class
 from pipeline_src.configuration.plans import (
     byte_book_specs,
     capture_plans,
+    class_model_specs,
     measurement_plans,
     methods_compete,
     run_specs,
@@ -42,6 +44,8 @@ CELLS = {spec.cell: spec for spec in run_specs(CONFIG)}
 MEASUREMENTS = {plan.name: plan for plan in measurement_plans(CONFIG)}
 CAPTURES = {plan.name: plan for plan in capture_plans(CONFIG)}
 BYTE_BOOKS = byte_book_specs(CONFIG)
+# A step of each model that is a class.
+CLASS_MODELS = class_model_specs(CONFIG)
 LABELS = {name: method["label"] for name, method in CONFIG["methods"].items()}
 # What each record should hold, by the name of its file.
 ASKED = {name: [spec.to_params()] for name, spec in CELLS.items()} | {
@@ -107,6 +111,7 @@ def one_of(names):
 wildcard_constraints:
     graph="[a-z0-9_]+",
     cell=one_of(CELLS),
+    class_model=one_of(CLASS_MODELS),
     plan=one_of(MEASUREMENTS),
     capture=one_of(CAPTURES),
     figure=one_of(FIGURES),
@@ -127,6 +132,17 @@ def sources(rule):
     script = ROOT / "workflow" / "scripts" / f"{rule}.py"
     files = [script, *imported_sources(script, ROOT)]
     return [os.path.relpath(path) for path in files]
+
+
+def sources_with_class(rule, model):
+    """The same, and the file of a class, unless it is installed."""
+    file = file_of_class(model.layer) if model.is_class else None
+    return [*sources(rule), *([os.path.relpath(file)] if file else [])]
+
+
+def checked_model(model):
+    """What says that a class takes a step; layers that are built here need none."""
+    return f"<results>/models/{model.name}.txt" if model.is_class else []
 
 
 def tables(names):

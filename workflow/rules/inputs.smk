@@ -16,6 +16,22 @@ def given_of_own_graph(wildcards):
     return GivenGraph.from_params(CONFIG["graphs"][wildcards.graph]).to_params()
 
 
+def sources_of_class_model(wildcards):
+    return sources_with_class("check_model", CLASS_MODELS[wildcards.class_model].model)
+
+
+def spec_of_class_model(wildcards):
+    return CLASS_MODELS[wildcards.class_model].to_params()
+
+
+def sources_of_run(wildcards):
+    return sources_with_class("train_run", CELLS[wildcards.cell].model)
+
+
+def checked_model_of_run(wildcards):
+    return checked_model(CELLS[wildcards.cell].model)
+
+
 def graph_of_run(wildcards):
     return graph_file(CELLS[wildcards.cell].graph)
 
@@ -35,6 +51,15 @@ def spec_of_ranks(wildcards):
 
 def number_of_ranks(wildcards):
     return int(wildcards.ranks)
+
+
+def sources_of_measurement(wildcards):
+    model = MEASUREMENTS[wildcards.plan].specs[0].model
+    return sources_with_class("benchmark_training", model)
+
+
+def checked_model_of_measurement(wildcards):
+    return checked_model(MEASUREMENTS[wildcards.plan].specs[0].model)
 
 
 def graph_of_measurement(wildcards):

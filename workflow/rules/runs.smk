@@ -23,11 +23,31 @@ if KERNELS:
             "../scripts/benchmark_kernels.py"
 
 
+rule check_model:
+    input:
+        sources=sources_of_class_model,
+    output:
+        checked="<results>/models/{class_model}.txt",
+    log:
+        "<logs>/check_model/{class_model}.log",
+    priority: 1  # a fault of the class is told before anything trains
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPUS,
+    params:
+        spec=spec_of_class_model,
+    script:
+        "../scripts/check_model.py"
+
+
 rule train_run:
     input:
         graph=graph_of_run,
         boundaries=boundaries_of_run,
-        sources=sources("train_run"),
+        model=checked_model_of_run,
+        sources=sources_of_run,
     output:
         record="<results>/runs/{cell}.nc",
     log:
@@ -47,7 +67,8 @@ rule benchmark_training:
     input:
         graph=graph_of_measurement,
         boundaries=boundaries_of_measurement,
-        sources=sources("benchmark_training"),
+        model=checked_model_of_measurement,
+        sources=sources_of_measurement,
     output:
         measurement="<results>/measurements/{plan}.nc",
     log:

@@ -74,8 +74,11 @@ def plot_scaling(runs: xr.Dataset) -> ggplot:
 def _panel(group: pd.DataFrame, axis: str) -> pd.DataFrame:
     """Methods of the group with enough sizes along the axis; maybe none."""
     one, sizes = group.iloc[0], group.groupby("label")[axis]
+    network = f"{one['num_layers']} layers of {one['hidden']} features"
+    if not one["num_layers"]:  # a class, whose shape is its own
+        network = one["layer"]
     names = {
-        "num_nodes": f"nodes\n{one['num_layers']} layers of {one['hidden']} features",
+        "num_nodes": f"nodes\n{network}",
         "hidden": f"width [features]\n{one['graph']}, {one['num_layers']} layers",
         "num_layers": f"depth [layers]\n{one['graph']}, {one['hidden']} features",
     }
