@@ -171,9 +171,10 @@ def test_the_guide_multiplies_messages_and_losses_by_their_norms():
     x = batch.x.double()
     chances = (conv.lin_rel(weight @ x) + conv.lin_root(x)).softmax(dim=1)
     losses = -chances[torch.arange(len(x)), batch.y].log() * batch.node_norm
-    # Float32 against float64: sums of a few hundred terms of one sign or small.
+    # Float32 against float64: below a thousand roundings of 2^-24 each, one after
+    # another in a node's sums and in the sum of losses, which are all positive.
     torch.testing.assert_close(
-        names["loss"].double(), losses[batch.train_mask].sum(), rtol=1e-5, atol=0
+        names["loss"].double(), losses[batch.train_mask].sum(), rtol=1e-4, atol=0
     )
 
 
