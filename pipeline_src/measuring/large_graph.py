@@ -1,7 +1,7 @@
 """A graph of ogbn-products' shape, drawn into files and mapped from them.
 
 products_shape of graphs/embedded.py takes more than 10 GiB to draw. This law is
-simpler and takes less than 3: ends of pairs are drawn without regard to classes.
+simpler and takes far less: ends of pairs are drawn without regard to classes.
 """
 
 import json
