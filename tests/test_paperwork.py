@@ -74,7 +74,8 @@ def test_workflows_call_what_a_developer_calls():
 
 def recipe(target):
     """The commands of a target, its variables filled in."""
-    command = ["make", "--dry-run", "--assume-old", ".venv/.installed", target]
+    command = ["make", "--no-print-directory", "--dry-run"]
+    command += ["--assume-old", ".venv/.installed", target]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip().splitlines()[-1]
 

@@ -79,7 +79,9 @@ def read_mapped(folder: Path, num_classes: int) -> Graph:
     """The graph of a folder, its tensors mapped from the files and read as needed."""
     arrays = {
         # Copied on write: torch wants to be able to write, and the files stay.
-        name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
+        name: torch.from_numpy(
+            np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+        )
         for name in ARRAYS
     }
     adjacency = Adjacency(arrays.pop("row_pointer"), arrays.pop("column"))

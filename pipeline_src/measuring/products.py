@@ -138,7 +138,7 @@ def add_rows(
             continue
         here = folder / f"nodes-{sizes.num_nodes}"
         draw_graph(here, sizes)
-        entries = np.load(here / "column.npy", mmap_mode="r").size
+        entries = np.load(here / "column.npy", mmap_mode="r", allow_pickle=False).size
         found = measure_under(limit_gib * GIB, here, sizes.num_classes, method)
         row.update(
             {
