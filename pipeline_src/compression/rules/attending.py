@@ -82,7 +82,10 @@ class _Attention(Function):
             for source, wanted in zip(ctx.sources, needed, strict=True)
         ]
         with torch.enable_grad():
-            output = functional.scaled_dot_product_attention(*parts, mask, **ctx.named)
+            query, key, value = parts
+            output = functional.scaled_dot_product_attention(
+                query, key, value, mask, **ctx.named
+            )
         wanted = [one for one in parts if one.requires_grad]
         found = iter(torch.autograd.grad(output, wanted, gradient))
         gradients = [next(found) if one.requires_grad else None for one in parts]
