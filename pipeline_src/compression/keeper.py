@@ -44,6 +44,7 @@ _NEEDED = {
     Use.UNKNOWN: Precision.EXACT,
 }
 _CODED = (torch.float32, torch.float16, torch.bfloat16)
+_NORMS = "torch_geometric.nn.norm."
 _SMALL = 4  # times fewer values than what a factor multiplies
 
 
@@ -108,6 +109,10 @@ class Keeper:
         rule = self._rules.get(func)
         if rule is not None:
             return rule(self, func, *args, **kwargs)
+        return self.as_it_is(func, *args, **kwargs)
+
+    def as_it_is(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A function of tensors that are there, past its rule."""
         if use_of(func, args) is Use.LINEAR:
             self._is_product = _count_with_past((args, kwargs)) > 1
         return func(*args, **kwargs)
@@ -123,6 +128,15 @@ class Keeper:
         self._drawn += 1
         number = (self._seed * 1_000_003 + self._drawn * 0x9E3779B1) % 2**32
         return torch.full((), number - 2**31, dtype=torch.int32, device=device)
+
+    @property
+    def is_in_norm(self) -> bool:
+        """Whether what runs is a norm over the nodes of a graph.
+
+        Its squares are averaged over all of them, and its index tells graphs of nodes,
+        not nodes of edges.
+        """
+        return type(self.modules[-1]).__module__.startswith(_NORMS)
 
     def choice(self, use: Use = Use.LINEAR) -> Kept:
         """How the operation that is running keeps its activations."""

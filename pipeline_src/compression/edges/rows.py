@@ -172,6 +172,7 @@ def _any_rows(values: Any) -> bool:
 def _gather(keeper: Keeper, input: Any, dim: Any, index: Any) -> Any:
     if (
         type(input) is Rows
+        or keeper.is_in_norm
         or not isinstance(input, Tensor)
         or input.layout != torch.strided
         or input.dtype not in _FLOATS
