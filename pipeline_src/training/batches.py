@@ -18,8 +18,6 @@ from pipeline_src.graphs.graph import Adjacency, Graph, adjacency_from_edges
 from pipeline_src.training.spec import BatchSpec
 
 if TYPE_CHECKING:
-    from torch_geometric.data import Data
-
     from pipeline_src.loading.batches import BatchLoader
 
 
@@ -75,7 +73,7 @@ class Batches:
                 f"batch_size or more batches; got {self.spec.to_json()}"
             )
 
-    def _batch(self, data: "Data") -> Batch:
+    def _batch(self, data: Any) -> Batch:
         sender, receiver = data.edge_index.numpy()
         adjacency = adjacency_from_edges(
             sender, receiver, data.num_nodes, symmetrize=False
