@@ -1,7 +1,8 @@
 """A model, its optimiser and its data on one device, ready to take steps.
 
-The training step follows EXACT and its block-wise successor: full batch, Adam, clipped
-gradients, evaluation in full precision. A step never waits for the device.
+The training step follows EXACT and its block-wise successor: Adam, clipped gradients,
+evaluation in full precision on the full graph. An epoch is one step on the full graph,
+or one for each batch that a loader cuts out of it. A step never waits for the device.
 
 Everything random comes from the seed of the run: the parameters and Dropout from
 torch's generators, rounding and projections from a table of seeds drawn at the start.
@@ -23,6 +24,7 @@ from pipeline_src.graphs.graph import Graph
 from pipeline_src.graphs.splits import refuse_empty_splits
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.training.adam import Adam
+from pipeline_src.training.batches import Batch, Batches
 from pipeline_src.training.networks import build_network, keeper_of, shape_of
 from pipeline_src.training.spec import BoundariesOf, RunSpec
 
@@ -60,24 +62,55 @@ class Trainer:
             spec.training.learning_rate,
             spec.training.weight_decay,
         )
+        self.whole = Batch(
+            graph.features, graph.labels, graph.train_index, self.aggregation
+        )
+        self.batches: Batches | None = None
+        if spec.training.batches is not None:
+            aggregation_of = self.model.aggregation
+            self.batches = Batches(spec.training.batches, graph, aggregation_of, seed)
+        self.steps_per_epoch = 1 if self.batches is None else len(self.batches)
         # Drawn on the CPU, so that every device rounds alike.
         generator = torch.Generator().manual_seed(seed)
-        size = (spec.training.epochs, self.model.num_seeds)
+        num_steps = spec.training.epochs * self.steps_per_epoch
+        size = (num_steps, self.model.num_seeds)
         seeds = torch.randint(-(2**31), 2**31, size, generator=generator)
         self.seeds = seeds.to(torch.int32).to(self.device)
         self._finite_logits = torch.ones((), dtype=torch.bool, device=self.device)
 
-    def logits(self, epoch: int) -> Tensor:
+    def first_batch(self) -> Batch:
+        """What the first step of a training is taken on."""
+        return self.whole if self.batches is None else next(self.batches.of_epoch(0))[1]
+
+    def logits(self, step: int, batch: Batch | None = None) -> Tensor:
         """Logits of the training nodes in training mode, (num_train, num_classes)."""
+        batch = self.whole if batch is None else batch
         self.model.train()
-        output = self.model(self.graph.features, self.aggregation, self.seeds[epoch])
-        return output[self.graph.train_index]
+        output = self.model(batch.features, batch.aggregation, self.seeds[step])
+        return output[batch.train_index]
 
     def step(self, epoch: int) -> Tensor:
-        """One training step; returns the loss, still on the device."""
+        """An epoch of training steps; returns the mean loss, still on the device.
+
+        A batch in which no node is trained on takes no step and has no loss.
+
+        Raises:
+            ValueError: if no batch of the epoch has a node to train on.
+        """
+        if self.batches is None:
+            return self.step_on(self.whole, epoch)
+        first = epoch * self.steps_per_epoch
+        losses = [
+            self.step_on(batch, first + place)
+            for place, batch in self.batches.of_epoch(epoch)
+        ]
+        return torch.stack(losses).mean()
+
+    def step_on(self, batch: Batch, step: int) -> Tensor:
+        """One training step, counted from 0; returns the loss, still on the device."""
         self.optimizer.zero_grad()
-        labels = self.graph.labels[self.graph.train_index]
-        loss = training_loss(self.logits(epoch), labels, self.spec.training.loss)
+        labels = batch.labels[batch.train_index]
+        loss = training_loss(self.logits(step, batch), labels, self.spec.training.loss)
         loss.backward()
         if self.spec.training.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(
