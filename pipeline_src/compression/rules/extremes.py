@@ -50,7 +50,8 @@ def scatter_reduce(
         or not isinstance(keeper.choice(), Codes)
     ):
         return func(output, dim, index, rows, reduce, include_self=include_self)
-    groups = index[(slice(None), *(0,) * (index.ndim - 1))]
+    first: tuple[Any, ...] = (slice(None), *(0,) * (index.ndim - 1))
+    groups = index[first]
     before = output.clone()
     with torch.no_grad():
         func(output, dim, index, rows, reduce, include_self=False)
