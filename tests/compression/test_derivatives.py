@@ -191,11 +191,11 @@ def test_no_more_is_kept_than_bits_for_each_value(name):
     forward()
     held = measure_memory(forward, torch.device("cpu"))[1].held
     values = module.x.numel()
-    # The graph holds the parameter; the output is whole; a block of codes has two
-    # floats. A scalar or a seed is rounded up by the meter.
+    # The output is whole; a block of codes has two floats. A scalar or a seed is
+    # rounded up by the meter.
     output = forward().nbytes
     blocks = values // 256
-    assert held <= 4 * values + output + values * bits // 8 + 2 * 8 * blocks + 2_048
+    assert held <= output + values * bits // 8 + 2 * 8 * blocks + 2_048
 
 
 def test_the_divisor_of_a_row_is_kept_as_it_is():

@@ -103,3 +103,11 @@ def test_as_many_bits_as_are_asked_for(widths):
     config = CompressionConfig(2, nonlinear_bits=4, product_bits=2, min_numel=1)
     gradients(lambda y: functional.hardswish(y) * (y + 1), config)
     assert sorted(bits for _, bits in widths) == [2, 2, 4]
+
+
+def test_what_a_product_is_added_to_is_no_factor(widths):
+    """As in GCNII, which adds a share of an activation times a weight to it."""
+    weight = nn.Parameter(torch.eye(WIDTH))
+    gradients(lambda y: torch.addmm(y, y, weight, beta=0.5, alpha=0.5), TWO_BITS)
+    # The weight is no part of the model, and a small factor.
+    assert [bits for shape, bits in widths if shape == (ROWS, WIDTH)] == [2]
