@@ -26,7 +26,7 @@ class Batch:
     """What one training step works on."""
 
     features: Tensor  # (num_nodes, num_features) float32
-    labels: Tensor  # (num_nodes,) int64
+    labels: Tensor  # of the batch's nodes, as Graph has them
     train_index: Tensor  # (num_train,) int64, nodes whose loss counts
     aggregation: Any  # of the model that is trained
 

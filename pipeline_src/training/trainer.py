@@ -121,10 +121,17 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """Train, validation and test accuracy, (3,), still on the device."""
+        """Train, validation and test accuracy, (3,), still on the device.
+
+        Of several labels per node it is the micro-F1, where a positive logit gives one.
+        """
         self.model.eval()
         output = self.model(self.graph.features, self.aggregation)
         self._finite_logits.logical_and_(output.isfinite().all())
+        if self.graph.is_multilabel:
+            given, labels = output > 0, self.graph.labels
+            indices = self.graph.splits.values()
+            return torch.stack([micro_f1(given[i], labels[i]) for i in indices])
         is_right = (output.argmax(dim=1) == self.graph.labels).to(torch.float32)
         return torch.stack(
             [is_right[index].mean() for index in self.graph.splits.values()]
@@ -166,9 +173,19 @@ def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     "log_cross_entropy" is mean(log(e + CE) - log e) with e = 1 - ln 2: it grows slowly
     for nodes that are badly wrong (the training script of EXACT).
 
+    Of several labels per node it is the binary cross-entropy, the mean over all labels.
+
     Raises:
-        ValueError: if kind is unknown.
+        ValueError: if kind is unknown, or has no meaning for several labels.
     """
+    if labels.ndim == 2:
+        if kind != "cross_entropy":
+            raise ValueError(
+                "several labels per node train with the binary cross-entropy, loss: "
+                f"cross_entropy; got {kind!r}"
+            )
+        targets = labels.to(logits.dtype)
+        return functional.binary_cross_entropy_with_logits(logits, targets)
     if kind == "cross_entropy":
         return functional.cross_entropy(logits, labels)
     if kind == "log_cross_entropy":
@@ -177,3 +194,29 @@ def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     raise ValueError(
         f"loss must be 'cross_entropy' or 'log_cross_entropy', got {kind!r}"
     )
+
+
+def micro_f1(given: Tensor, labels: Tensor) -> Tensor:
+    """F1 of all labels of all nodes together, 2 TP / (2 TP + FP + FN); 0 without any.
+
+    Args:
+        given: which labels are given, (num_nodes, num_labels) bool.
+        labels: which are right, of that shape, 0 and 1.
+    """
+    right = labels.bool()
+    both = 2 * (given & right).sum()
+    return both / (given.sum() + right.sum()).clamp(min=1)
+
+
+def chance_accuracy(labels: Tensor) -> float:
+    """What the best answer that is the same for all nodes attains.
+
+    The share of the most frequent class; of several labels per node, the micro-F1 of
+    giving the k most frequent ones to every node, for the best k.
+    """
+    if labels.ndim == 1:
+        return float(labels.bincount().max() / labels.numel())
+    number = labels.sum(dim=0).sort(descending=True).values
+    given = torch.arange(1, len(number) + 1, device=number.device) * len(labels)
+    scores = 2 * number.cumsum(0) / (given + number.sum())
+    return float(scores.max())
