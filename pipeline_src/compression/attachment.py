@@ -10,10 +10,23 @@ from pipeline_src.compression.config import CompressionConfig
 from pipeline_src.compression.edges.rows import Rows, materialize
 from pipeline_src.compression.keeper import Keeper, Note
 from pipeline_src.compression.recomputing import Recomputed, recomputed_modules
-from pipeline_src.compression.rules import dropping, linear, rectifying, sloping
+from pipeline_src.compression.rules import (
+    attending,
+    derivatives,
+    dropping,
+    extremes,
+    linear,
+    normalizing,
+    rectifying,
+    sloping,
+)
 from pipeline_src.compression.scope import Scope
 
 _RULES: dict[Any, Any] = {
+    **derivatives.RULES,
+    **normalizing.RULES,
+    **attending.RULES,
+    **extremes.RULES,
     **linear.RULES,
     **rectifying.RULES,
     **dropping.RULES,

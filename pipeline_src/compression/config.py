@@ -110,11 +110,13 @@ class CompressionConfig:
     Args:
         bits: of a code, where no choice says otherwise.
         nonlinear_bits: the same where a gradient is no linear function of the value.
-            Noise then biases it; eight bits keep that below 1e-4 of it. Also for a
+            Noise then biases it; eight bits keep that below 1e-4 of it. Most functions
+            keep their derivative instead (docs/explanation/compress.md). Also for a
             factor far smaller than what it multiplies, such as one number a node: its
             noise goes into all gradients before it, and it costs little.
         product_bits: the same for a product of two activations, as an attention weight
             times a message: the noise of one goes into all gradients before the other.
+            Also for derivatives, which gradients are multiplied by.
         min_numel: smaller tensors are kept as they are.
         seed: of rounding; two models that share it share noise.
         choices: (part, choice) for parts of the model; the last match wins.

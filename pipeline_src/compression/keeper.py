@@ -31,7 +31,13 @@ from pipeline_src.compression.sources import (
     whole,
 )
 from pipeline_src.compression.uses import Use, use_of
-from pipeline_src.compression.values import Ledger, Residents, Value, is_plain
+from pipeline_src.compression.values import (
+    Ledger,
+    Residents,
+    Value,
+    geometry_of,
+    is_plain,
+)
 from pipeline_src.quant.references import Reference, check_unchanged, watch
 
 Rule = Callable[..., Any]
@@ -44,6 +50,8 @@ _NEEDED = {
     Use.UNKNOWN: Precision.EXACT,
 }
 _CODED = (torch.float32, torch.float16, torch.bfloat16)
+_ADDED = (torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm)
+_NORMS = "torch_geometric.nn.norm."
 _SMALL = 4  # times fewer values than what a factor multiplies
 
 
@@ -93,6 +101,7 @@ class Keeper:
         self._seed, self._drawn = seed, 0
         self._waiting: Value | None = None
         self._is_product = False  # of tensors with a past
+        self._indices: list[Reference] = []
         named = [*root.named_parameters(), *root.named_buffers()]
         inputs = [("an input of the model", one) for one in arguments]
         self.residents = Residents([*named, *inputs])
@@ -101,6 +110,7 @@ class Keeper:
         """Decide what is undecided, and let all tensors go."""
         self._settle_waiting()
         self.arguments = ()
+        self._indices = []
         self.ledger.clear()
 
     def plain(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -108,8 +118,14 @@ class Keeper:
         rule = self._rules.get(func)
         if rule is not None:
             return rule(self, func, *args, **kwargs)
+        return self.as_it_is(func, *args, **kwargs)
+
+    def as_it_is(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A function of tensors that are there, past its rule."""
         if use_of(func, args) is Use.LINEAR:
-            self._is_product = _count_with_past((args, kwargs)) > 1
+            # What a product is added to is no factor.
+            factors = args[1:] if func in _ADDED else args
+            self._is_product = _count_with_past((factors, kwargs)) > 1
         return func(*args, **kwargs)
 
     def see(self, result: Any) -> Any:
@@ -124,6 +140,15 @@ class Keeper:
         number = (self._seed * 1_000_003 + self._drawn * 0x9E3779B1) % 2**32
         return torch.full((), number - 2**31, dtype=torch.int32, device=device)
 
+    @property
+    def is_in_norm(self) -> bool:
+        """Whether what runs is a norm over the nodes of a graph.
+
+        Its squares are averaged over all of them, and its index tells graphs of nodes,
+        not nodes of edges.
+        """
+        return type(self.modules[-1]).__module__.startswith(_NORMS)
+
     def choice(self, use: Use = Use.LINEAR) -> Kept:
         """How the operation that is running keeps its activations."""
         module = self.modules[-1]
@@ -135,14 +160,35 @@ class Keeper:
         """What stands for a tensor that a rule's backward reads row by row."""
         return self._decide(tensor).settled()
 
-    def source_of_its_own(self, tensor: Tensor) -> Source:
+    def index(self, index: Tensor) -> Tensor:
+        """An index of edges, or an equal one that forward made before and holds.
+
+        A layer may make its own from the edges that it is given, with loops, and each
+        layer the same.
+        """
+        if self.residents.name(index) is not None or type(index) is not Tensor:
+            return index
+        for one in self._indices:
+            other = one.tensor
+            if (
+                one.version == other._version
+                and other.shape == index.shape
+                and other.dtype == index.dtype
+                and other.device == index.device
+                and (_is_same(other, index) or torch.equal(other, index))
+            ):
+                return other
+        self._indices += watch([("an index of edges", index)])
+        return index
+
+    def source_of_its_own(self, tensor: Tensor, use: Use = Use.PRODUCT) -> Source:
         """As source, with noise that nothing else has.
 
         For a product of two tensors that both have a past: the gradient of one holds
         the noise of the other, and may come to where that other is read again.
         With the same noise the mean of the product would be off by its variance.
         """
-        choice = self.choice(Use.PRODUCT)
+        choice = self.choice(use)
         value = self.ledger.of(tensor)
         if value.source is not None and value.source.precision is Precision.EXACT:
             return value.source
@@ -277,6 +323,11 @@ class Keeper:
             value.settle(Resident.of(tensor, name, is_own=True))
         else:
             value.settle(self.coded(tensor, choice))
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    same = one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return same and geometry_of(one) == geometry_of(other)
 
 
 def _count_with_past(arguments: Any) -> int:

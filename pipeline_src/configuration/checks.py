@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from pipeline_src.configuration.batch_keys import problems_of_batches
 from pipeline_src.configuration.method_keys import NOT_COMPRESSED, problems_of_methods
 from pipeline_src.configuration.model_keys import (
     problems_of_classes,
@@ -91,6 +92,7 @@ def checked_configuration(
     _refuse(list(problems_of_own_graphs(filled, schema)))
     _refuse(list(_problems_of_names(filled)))
     _refuse(list(problems_of_classes(filled)))
+    _refuse(list(problems_of_batches(filled)))
     _refuse(list(_problems_of_size(filled)))
     plans: tuple[Callable[[dict[str, Any]], object], ...]
     plans = (run_specs, measurement_plans, capture_plans, byte_book_specs)

@@ -226,7 +226,7 @@ def _spec(
         graph=graph,
         model=ModelSpec.from_config(model, config["models"][model]),
         method=MethodSpec.from_json({"name": method, **config["methods"][method]}),
-        training=TrainingSpec(**{**entry["training"], "epochs": epochs}),
+        training=TrainingSpec.from_json({**entry["training"], "epochs": epochs}),
         seeds=seeds,
         device=config["device"],
         compile=config["compile"],

@@ -93,6 +93,7 @@ def cut(graph: Graph, owner: Tensor, num_parts: int) -> Iterator[GraphPart]:
     Raises:
         ValueError: if the partition leaves a rank without nodes, or a split is empty.
     """
+    graph.refuse_multilabel("training in parts")
     check_partition(owner, graph.num_nodes, num_parts)
     refuse_empty_splits(graph.splits)
     halos = [_halo_of(graph, owner, rank) for rank in range(num_parts)]

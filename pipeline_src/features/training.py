@@ -48,6 +48,7 @@ def train(network: FeatureNetwork, graph: Graph, plan: MessagePlan, epochs: int)
     Raises:
         FloatingPointError: if the loss or a weight stops being finite.
     """
+    graph.refuse_multilabel("training stored features in few bits")
     return _fit(network, graph, plan, None, epochs, start_competes=False)
 
 

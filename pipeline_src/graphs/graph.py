@@ -74,7 +74,9 @@ class Graph:
 
     name: str
     features: Tensor  # (num_nodes, num_features) float32
-    labels: Tensor  # (num_nodes,) int64, 0 .. num_classes - 1
+    # (num_nodes,) int64, 0 .. num_classes - 1; or, where a node may have several labels
+    # or none, (num_nodes, num_classes) uint8 of 0 and 1
+    labels: Tensor
     train_index: Tensor  # int64 node numbers; the three are disjoint
     validation_index: Tensor
     test_index: Tensor
@@ -85,6 +87,23 @@ class Graph:
     def num_nodes(self) -> int:
         """Nodes, all of which take part in aggregation."""
         return self.features.shape[0]
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether a node may have several labels."""
+        return self.labels.ndim == 2
+
+    def refuse_multilabel(self, what: str) -> None:
+        """Refuse several labels per node, for what knows classes only.
+
+        Raises:
+            ValueError: naming the graph and what trains on it.
+        """
+        if self.is_multilabel:
+            raise ValueError(
+                f"{self.name}: {what} expects one class per node, got "
+                f"{self.num_classes} labels; train it under sweeps"
+            )
 
     @property
     def num_features(self) -> int:
@@ -178,11 +197,20 @@ def check_graph(graph: Graph) -> None:
     _check_tensor("features", graph.features, torch.float32, 2)
     if not bool(torch.isfinite(graph.features).all()):
         raise ValueError("features: expected finite values, got NaN or Inf")
-    _check_tensor("labels", graph.labels, torch.int64, 1)
-    _check_range("labels", graph.labels, graph.num_classes)
+    if graph.is_multilabel:
+        _check_tensor("labels", graph.labels, torch.uint8, 2)
+        _check_range("labels", graph.labels, 2)
+        if graph.labels.shape[1] != graph.num_classes:
+            raise ValueError(
+                f"labels: expected {graph.num_classes} columns, one for each label, "
+                f"got {graph.labels.shape[1]}"
+            )
+    else:
+        _check_tensor("labels", graph.labels, torch.int64, 1)
+        _check_range("labels", graph.labels, graph.num_classes)
     adjacency = graph.adjacency
     for name, count in (
-        ("labels", graph.labels.numel()),
+        ("labels", len(graph.labels)),
         ("row_pointer", adjacency.num_nodes),
     ):
         if count != graph.num_nodes:

@@ -91,6 +91,6 @@ def doubts_about_splits(labels: Tensor, splits: Mapping[str, Tensor]) -> list[st
         if shared := int(torch.isin(first, second).sum()):
             doubts.append(f"{one} and {other} share {shared} nodes")
     for name, nodes in splits.items():
-        if nodes.numel() and labels[nodes].unique().numel() == 1:
+        if nodes.numel() and labels[nodes].unique(dim=0).shape[0] == 1:
             doubts.append(f"all {nodes.numel()} nodes of {name} are of one class")
     return doubts

@@ -20,7 +20,7 @@ from pipeline_src.training.job import Job
 from pipeline_src.training.meters import StepClock
 from pipeline_src.training.spec import RunSpec
 from pipeline_src.training.step_memory import measure_step_memory
-from pipeline_src.training.trainer import Trainer
+from pipeline_src.training.trainer import Trainer, chance_accuracy
 
 PROGRESS_REPORTS = 10  # per training
 
@@ -46,6 +46,8 @@ def train_run(spec: RunSpec, job: Job) -> xr.Dataset:
     if doubts := doubts_about_splits(graph.labels, graph.splits):
         log.warning("%s: %s", graph.name, "; ".join(doubts))
         provenance["doubts"] = [f"{graph.name}: {doubt}" for doubt in doubts]
+    if graph.is_multilabel:
+        provenance["accuracy"] = "micro-F1 of several labels per node"
     memory: dict[str, float] | None = None
     parts = []
     for seed in spec.seeds:
@@ -97,8 +99,8 @@ def train_seed(trainer: Trainer) -> tuple[dict[str, float], dict[str, np.ndarray
         "validation_accuracy": float(validation[best]),
         "best_epoch": float(best + 1),
         "epoch_time": clock.median(),
-        "chance_accuracy": float(labels.bincount().max() / labels.numel()),
-        "num_test_nodes": float(labels.numel()),
+        "chance_accuracy": chance_accuracy(labels),
+        "num_test_nodes": float(len(labels)),
     }
     curves = {
         "loss_curve": losses.double().cpu().numpy(),

@@ -30,6 +30,13 @@ METHODS_OF_CLASSES = (
     *(("full", "eager"), ("compress", "eager")),
     *(("pyg", "eager"), ("pyg", "autocast")),
 )
+# What each loader is told; a batch has batch_size of what it is cut by.
+KEYS_OF_LOADER = {
+    "neighbor": ("batch_size", "num_neighbors"),
+    "saint_node": ("batch_size", "num_steps"),
+    "saint_walk": ("batch_size", "walk_length", "num_steps"),
+    "cluster": ("batch_size", "num_parts"),
+}
 MAX_BLOCK_SIZE = 1024  # the published kernels cap a block at this many values
 
 
@@ -120,14 +127,47 @@ class MethodSpec:
 
 
 @dataclass(frozen=True)
+class BatchSpec:
+    """Which loader cuts an epoch into batches, and how; fields of others are None."""
+
+    loader: str  # a key of KEYS_OF_LOADER
+    batch_size: int  # seeds, draws, roots or parts
+    num_neighbors: tuple[int, ...] | None = None  # one per layer; -1 takes all
+    walk_length: int | None = None
+    num_steps: int | None = None  # batches of an epoch
+    num_parts: int | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "BatchSpec":
+        """From plain types, where tuples are lists."""
+        numbers = values.get("num_neighbors")
+        return cls(**{**values, "num_neighbors": numbers and tuple(numbers)})
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse: what this loader is told, and no more."""
+        values = {key: value for key, value in asdict(self).items() if value}
+        if self.num_neighbors:
+            values["num_neighbors"] = list(self.num_neighbors)
+        return values
+
+
+@dataclass(frozen=True)
 class TrainingSpec:
-    """Adam on the full graph."""
+    """Adam on the full graph, or on batches of it."""
 
     epochs: int
     learning_rate: float
     weight_decay: float
     gradient_clip: float | None  # largest norm of the whole gradient
     loss: str  # "cross_entropy" or "log_cross_entropy"
+    batches: BatchSpec | None = None  # None: the full graph is the only batch
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainingSpec":
+        """From plain types; without batches where they are not named."""
+        batches = values.get("batches")
+        of = None if batches is None else BatchSpec.from_json(batches)
+        return cls(**{**values, "batches": of})
 
 
 @dataclass(frozen=True)
@@ -164,6 +204,10 @@ class RunSpec:
         values["seeds"] = list(self.seeds)
         for name in _TUPLES:
             values["method"][name] = list(values["method"][name])
+        # Not named where there are none: records of full batches stay as they are.
+        del values["training"]["batches"]
+        if self.training.batches is not None:
+            values["training"]["batches"] = self.training.batches.to_json()
         return values
 
     @classmethod
@@ -174,7 +218,7 @@ class RunSpec:
                 **values,
                 "model": ModelSpec(**values["model"]),
                 "method": MethodSpec.from_json(values["method"]),
-                "training": TrainingSpec(**values["training"]),
+                "training": TrainingSpec.from_json(values["training"]),
                 "seeds": tuple(values["seeds"]),
             }
         )

@@ -3,6 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline_src.training.batches import Batch
 from pipeline_src.training.meters import (
     allocated_bytes,
     measure_memory,
@@ -19,9 +20,10 @@ def measure_saved_memory(trainer: Trainer) -> tuple[int, int]:
     entropy it takes nll_loss on raw logits, which keeps the targets alone. With the
     loss side: all that is alive once the loss that is trained on has been formed.
     """
-    labels, index = trainer.graph.labels, trainer.graph.train_index
+    batch = trainer.first_batch()
+    labels, index = batch.labels, batch.train_index
     kind = trainer.spec.training.loss
-    logits, forward = measure_memory(lambda: trainer.logits(0), trainer.device)
+    logits, forward = measure_memory(lambda: trainer.logits(0, batch), trainer.device)
     loss, trained = measure_memory(
         lambda: training_loss(logits, labels[index], kind), trainer.device
     )
@@ -39,25 +41,29 @@ def measure_saved_memory(trainer: Trainer) -> tuple[int, int]:
 def measure_step_memory(trainer: Trainer) -> dict[str, float]:
     """Bytes of one training step; the trainer takes it, and a first if it has not.
 
+    Where an epoch has several batches it is the step on the first of them, which then
+    counts as data.
+
     Returns:
         saved_memory and saved_memory_with_loss, see measure_saved_memory; peak_memory:
         the most that is alive during a step, less model and data; resident_memory:
         model and data.
     """
+    batch = trainer.first_batch()
     if not trainer.optimizer.has_stepped:
-        trainer.step(0)  # compiles
+        trainer.step_on(batch, 0)  # compiles
     trainer.optimizer.zero_grad()
     saved, with_loss = measure_saved_memory(trainer)
-    _, step = measure_memory(lambda: trainer.step(0), trainer.device)
+    _, step = measure_memory(lambda: trainer.step_on(batch, 0), trainer.device)
     return {
         "saved_memory": saved,
         "saved_memory_with_loss": with_loss,
         "peak_memory": step.peak + resident_bytes(trainer.optimizer.state()),
-        "resident_memory": resident_bytes(_resident(trainer)),
+        "resident_memory": resident_bytes(_resident(trainer, batch)),
     }
 
 
-def _resident(trainer: Trainer) -> list[Tensor]:
+def _resident(trainer: Trainer, batch: Batch) -> list[Tensor]:
     """Tensors of model and data."""
     graph = trainer.graph
     adjacencies = [graph.adjacency, graph.adjacency.transposed or graph.adjacency]
@@ -70,4 +76,6 @@ def _resident(trainer: Trainer) -> list[Tensor]:
         *graph.splits.values(),
         *(tensor for part in adjacencies for tensor in (part.row_pointer, part.column)),
         *trainer.aggregation.tensors(),
+        *(batch.features, batch.labels, batch.train_index),
+        *batch.aggregation.tensors(),
     ]

@@ -1,7 +1,8 @@
 """A model, its optimiser and its data on one device, ready to take steps.
 
-The training step follows EXACT and its block-wise successor: full batch, Adam, clipped
-gradients, evaluation in full precision. A step never waits for the device.
+The training step follows EXACT and its block-wise successor: Adam, clipped gradients,
+evaluation in full precision on the full graph. An epoch is one step on the full graph,
+or one for each batch that a loader cuts out of it. A step never waits for the device.
 
 Everything random comes from the seed of the run: the parameters and Dropout from
 torch's generators, rounding and projections from a table of seeds drawn at the start.
@@ -23,6 +24,7 @@ from pipeline_src.graphs.graph import Graph
 from pipeline_src.graphs.splits import refuse_empty_splits
 from pipeline_src.quant.fusion import resolve_compile
 from pipeline_src.training.adam import Adam
+from pipeline_src.training.batches import Batch, Batches
 from pipeline_src.training.networks import build_network, keeper_of, shape_of
 from pipeline_src.training.spec import BoundariesOf, RunSpec
 
@@ -60,24 +62,55 @@ class Trainer:
             spec.training.learning_rate,
             spec.training.weight_decay,
         )
+        self.whole = Batch(
+            graph.features, graph.labels, graph.train_index, self.aggregation
+        )
+        self.batches: Batches | None = None
+        if spec.training.batches is not None:
+            aggregation_of = self.model.aggregation
+            self.batches = Batches(spec.training.batches, graph, aggregation_of, seed)
+        self.steps_per_epoch = 1 if self.batches is None else len(self.batches)
         # Drawn on the CPU, so that every device rounds alike.
         generator = torch.Generator().manual_seed(seed)
-        size = (spec.training.epochs, self.model.num_seeds)
+        num_steps = spec.training.epochs * self.steps_per_epoch
+        size = (num_steps, self.model.num_seeds)
         seeds = torch.randint(-(2**31), 2**31, size, generator=generator)
         self.seeds = seeds.to(torch.int32).to(self.device)
         self._finite_logits = torch.ones((), dtype=torch.bool, device=self.device)
 
-    def logits(self, epoch: int) -> Tensor:
+    def first_batch(self) -> Batch:
+        """What the first step of a training is taken on."""
+        return self.whole if self.batches is None else next(self.batches.of_epoch(0))[1]
+
+    def logits(self, step: int, batch: Batch | None = None) -> Tensor:
         """Logits of the training nodes in training mode, (num_train, num_classes)."""
+        batch = self.whole if batch is None else batch
         self.model.train()
-        output = self.model(self.graph.features, self.aggregation, self.seeds[epoch])
-        return output[self.graph.train_index]
+        output = self.model(batch.features, batch.aggregation, self.seeds[step])
+        return output[batch.train_index]
 
     def step(self, epoch: int) -> Tensor:
-        """One training step; returns the loss, still on the device."""
+        """An epoch of training steps; returns the mean loss, still on the device.
+
+        A batch in which no node is trained on takes no step and has no loss.
+
+        Raises:
+            ValueError: if no batch of the epoch has a node to train on.
+        """
+        if self.batches is None:
+            return self.step_on(self.whole, epoch)
+        first = epoch * self.steps_per_epoch
+        losses = [
+            self.step_on(batch, first + place)
+            for place, batch in self.batches.of_epoch(epoch)
+        ]
+        return torch.stack(losses).mean()
+
+    def step_on(self, batch: Batch, step: int) -> Tensor:
+        """One training step, counted from 0; returns the loss, still on the device."""
         self.optimizer.zero_grad()
-        labels = self.graph.labels[self.graph.train_index]
-        loss = training_loss(self.logits(epoch), labels, self.spec.training.loss)
+        labels = batch.labels[batch.train_index]
+        loss = training_loss(self.logits(step, batch), labels, self.spec.training.loss)
         loss.backward()
         if self.spec.training.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(
@@ -88,10 +121,17 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """Train, validation and test accuracy, (3,), still on the device."""
+        """Train, validation and test accuracy, (3,), still on the device.
+
+        Of several labels per node it is the micro-F1, where a positive logit gives one.
+        """
         self.model.eval()
         output = self.model(self.graph.features, self.aggregation)
         self._finite_logits.logical_and_(output.isfinite().all())
+        if self.graph.is_multilabel:
+            given, labels = output > 0, self.graph.labels
+            indices = self.graph.splits.values()
+            return torch.stack([micro_f1(given[i], labels[i]) for i in indices])
         is_right = (output.argmax(dim=1) == self.graph.labels).to(torch.float32)
         return torch.stack(
             [is_right[index].mean() for index in self.graph.splits.values()]
@@ -133,9 +173,19 @@ def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     "log_cross_entropy" is mean(log(e + CE) - log e) with e = 1 - ln 2: it grows slowly
     for nodes that are badly wrong (the training script of EXACT).
 
+    Of several labels per node it is the binary cross-entropy, the mean over all labels.
+
     Raises:
-        ValueError: if kind is unknown.
+        ValueError: if kind is unknown, or has no meaning for several labels.
     """
+    if labels.ndim == 2:
+        if kind != "cross_entropy":
+            raise ValueError(
+                "several labels per node train with the binary cross-entropy, loss: "
+                f"cross_entropy; got {kind!r}"
+            )
+        targets = labels.to(logits.dtype)
+        return functional.binary_cross_entropy_with_logits(logits, targets)
     if kind == "cross_entropy":
         return functional.cross_entropy(logits, labels)
     if kind == "log_cross_entropy":
@@ -144,3 +194,29 @@ def training_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     raise ValueError(
         f"loss must be 'cross_entropy' or 'log_cross_entropy', got {kind!r}"
     )
+
+
+def micro_f1(given: Tensor, labels: Tensor) -> Tensor:
+    """F1 of all labels of all nodes together, 2 TP / (2 TP + FP + FN); 0 without any.
+
+    Args:
+        given: which labels are given, (num_nodes, num_labels) bool.
+        labels: which are right, of that shape, 0 and 1.
+    """
+    right = labels.bool()
+    both = 2 * (given & right).sum()
+    return both / (given.sum() + right.sum()).clamp(min=1)
+
+
+def chance_accuracy(labels: Tensor) -> float:
+    """What the best answer that is the same for all nodes attains.
+
+    The share of the most frequent class; of several labels per node, the micro-F1 of
+    giving the k most frequent ones to every node, for the best k.
+    """
+    if labels.ndim == 1:
+        return float(labels.bincount().max() / labels.numel())
+    number = labels.sum(dim=0).sort(descending=True).values
+    given = torch.arange(1, len(number) + 1, device=number.device) * len(labels)
+    scores = 2 * number.cumsum(0) / (given + number.sum())
+    return float(scores.max())

@@ -216,3 +216,31 @@ def test_a_product_of_two_with_a_past_has_noise_of_its_own(over_edges):
     error = (found.mean(dim=0) - truth) / (found.std(dim=0) / draws**0.5)
     # 16 standard errors; the mean square of normal ones has a spread of sqrt(2 / 16).
     assert float(error.square().mean()) < 1 + 5 * (2 / 16) ** 0.5
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_layers_that_make_equal_indices_share_one(is_changed, monkeypatch):
+    """As GATConv does, which adds loops to the edges in each layer."""
+    seen = []
+
+    def spy(index, num_nodes):
+        seen.append(index)
+        return receivers_of(index, num_nodes)
+
+    monkeypatch.setattr(edges_module, "receivers_of", spy)
+
+    def layers(module, x):
+        first, second = RECEIVERS.clone(), RECEIVERS.clone()
+        second[0] = (second[0] + is_changed) % NODES
+        x = summed(x[SENDERS.clone()] * x[first], first)
+        return summed(x[SENDERS.clone()], second)
+
+    x = torch.randn(NODES, WIDTH, requires_grad=True)
+    module = Messages(layers)
+    output = module(x)
+    (truth,) = torch.autograd.grad(output.sum(), x)
+    found = compress(module, CompressionConfig(bits=32, min_numel=1))(x)
+    assert torch.equal(found, output)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert (gradient - truth).abs().max() <= EDGES * EPS * truth.abs().max()
+    assert (seen[0] is seen[1]) is not is_changed

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pipeline_src.compression import keeper as keeper_module
 from pipeline_src.compression.attachment import compress
@@ -84,18 +85,29 @@ def test_a_factor_far_smaller_than_what_it_multiplies_has_eight_bits(widths):
 
 
 def test_products_of_two_activations_have_four_bits(widths):
-    gradients(lambda y: y.tanh() * (y + 1), TWO_BITS)
-    # tanh's own output is smooth; each factor has noise of its own.
+    gradients(lambda y: functional.hardswish(y) * (y + 1), TWO_BITS)
+    # What hardswish reads is smooth; each factor has noise of its own.
     assert sorted(bits for _, bits in widths) == [4, 4, 8]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_more_bits_for_all_are_never_fewer(bits, widths):
-    gradients(lambda y: y.tanh() * (y + 1), CompressionConfig(bits=bits, min_numel=1))
+    gradients(
+        lambda y: functional.hardswish(y) * (y + 1),
+        CompressionConfig(bits=bits, min_numel=1),
+    )
     assert sorted(found for _, found in widths) == [bits, bits, 8]
 
 
 def test_as_many_bits_as_are_asked_for(widths):
     config = CompressionConfig(2, nonlinear_bits=4, product_bits=2, min_numel=1)
-    gradients(lambda y: y.tanh() * (y + 1), config)
+    gradients(lambda y: functional.hardswish(y) * (y + 1), config)
     assert sorted(bits for _, bits in widths) == [2, 2, 4]
+
+
+def test_what_a_product_is_added_to_is_no_factor(widths):
+    """As in GCNII, which adds a share of an activation times a weight to it."""
+    weight = nn.Parameter(torch.eye(WIDTH))
+    gradients(lambda y: torch.addmm(y, y, weight, beta=0.5, alpha=0.5), TWO_BITS)
+    # The weight is no part of the model, and a small factor.
+    assert [bits for shape, bits in widths if shape == (ROWS, WIDTH)] == [2]

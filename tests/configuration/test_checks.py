@@ -81,6 +81,7 @@ def test_defaults_are_filled_in(config):
         "weight_decay": 0.0,
         "gradient_clip": None,
         "loss": "cross_entropy",
+        "batches": None,
     }
     assert (
         "training" not in config["measurements"] if "measurements" in config else True

@@ -8,6 +8,7 @@ An expression that shrinks to a few values an edge, such as a score of two wide 
 is made at once: softmax reads it three times.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from pipeline_src.compression.edges.reducing import (
 )
 from pipeline_src.compression.keeper import Keeper
 from pipeline_src.compression.rules.linear import Aggregated, Origin
+from pipeline_src.compression.uses import Use
 from pipeline_src.compression.values import is_plain
 
 # Fewer values than this are gathered as they are.
@@ -118,7 +120,9 @@ def _evaluated(keeper: Keeper, plan: Plan, output: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and is_trained):
         with torch.no_grad():
             return Evaluate.apply(plan, output, (None,) * len(tensors), *tensors)
-    sources = sources_of(plan, asked, keeper.source_of_its_own, keeper.exact)
+    # Tensors of nodes are small beside those of edges that are not kept.
+    source = partial(keeper.source_of_its_own, use=Use.SMOOTH)
+    sources = sources_of(plan, asked, source, keeper.exact)
     return Evaluate.apply(plan, output, sources, *tensors)
 
 
@@ -172,6 +176,7 @@ def _any_rows(values: Any) -> bool:
 def _gather(keeper: Keeper, input: Any, dim: Any, index: Any) -> Any:
     if (
         type(input) is Rows
+        or keeper.is_in_norm
         or not isinstance(input, Tensor)
         or input.layout != torch.strided
         or input.dtype not in _FLOATS
@@ -184,6 +189,7 @@ def _gather(keeper: Keeper, input: Any, dim: Any, index: Any) -> Any:
         or index.numel() * max(1, input.shape[1:].numel()) < MIN_EDGE_VALUES
     ):
         return NotImplemented
+    index = keeper.index(index)
     leaf = Leaf(input, index)
     shape = torch.Size((len(index), *input.shape[1:]))
     return Rows(leaf, shape, input.dtype, leaf.row_numel, keeper)
@@ -360,7 +366,7 @@ def _scatter(
         ):
             return NotImplemented
         index = index[(slice(None), *(0,) * (index.ndim - 1))]
-    receivers = receivers_of(index, len(output))
+    receivers = receivers_of(keeper.index(index), len(output))
     plan = Plan.of(source.expression, source.row_numel, len(source), receivers, reduce)
     result = _evaluated(keeper, plan, output)
     place = _mapped_leaf(plan)

@@ -20,6 +20,7 @@ from torch.autograd import Function
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pipeline_src.compression.keeper import Keeper
+from pipeline_src.compression.rules.quotients import quotient
 from pipeline_src.compression.sources import Cast, Source, runs_of
 from pipeline_src.compression.values import Known
 from pipeline_src.quant.first_order import first_order
@@ -295,7 +296,7 @@ def add(keeper: Keeper, func: Any, one: Any, other: Any, **named: Any) -> Any:
 
 def divide(keeper: Keeper, func: Any, one: Any, other: Any, **named: Any) -> Any:
     """Rule for quotients: sums over neighbours by their number are a map as well."""
-    result = func(one, other, **named)
+    result = quotient(keeper, func, one, other, **named)
     known = keeper.ledger.known(one) if isinstance(one, Tensor) else None
     made_by = None if known is None else known.made_by
     if (

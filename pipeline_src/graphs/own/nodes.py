@@ -38,7 +38,8 @@ def checked_features(arrays: Arrays) -> np.ndarray:
 def checked_labels(arrays: Arrays, given: GivenGraph, num_nodes: int) -> np.ndarray:
     """(num_nodes,) int64 classes, counted from 0; a single column is one list.
 
-    Nodes without a class, which the user may leave out of all splits, have -1.
+    Nodes without a class, which the user may leave out of all splits, have -1. A table
+    of 0 and 1 with a column for each label stays one: (num_nodes, num_labels) uint8.
 
     Raises:
         ValueError: if a node has no class or several, or the classes are none.
@@ -47,11 +48,7 @@ def checked_labels(arrays: Arrays, given: GivenGraph, num_nodes: int) -> np.ndar
     if stored.ndim == 2 and stored.shape[1] == 1:
         stored = stored[:, 0]
     if stored.ndim == 2:
-        raise ValueError(
-            f"y: expected one class per node, got shape {stored.shape}: several labels "
-            "of a node are not supported; if each row marks one class, write "
-            "y.argmax(1)"
-        )
+        return _label_table(stored, num_nodes)
     if stored.shape != (num_nodes,):
         raise ValueError(
             f"y: expected {num_nodes} classes, one for each row of x, got shape "
@@ -78,13 +75,40 @@ def checked_labels(arrays: Arrays, given: GivenGraph, num_nodes: int) -> np.ndar
     return np.maximum(labels, -1)
 
 
+def _label_table(stored: np.ndarray, num_nodes: int) -> np.ndarray:
+    """Several labels per node, (num_nodes, num_labels) uint8 of 0 and 1."""
+    if stored.dtype.kind not in "fiub" or not np.isin(stored, (0, 1)).all():
+        raise ValueError(
+            "y: expected a table of 0 and 1 where it has a column for each label, got "
+            f"{stored.dtype} with other values, shape {stored.shape}; for one class "
+            "per node give a list of integers"
+        )
+    if len(stored) != num_nodes or stored.shape[1] < 2:
+        raise ValueError(
+            f"y: expected {num_nodes} rows, one for each row of x, and two labels or "
+            f"more, got shape {stored.shape}"
+        )
+    table = stored.astype(np.uint8)
+    if (table.sum(axis=1) == 1).all():
+        raise ValueError(
+            f"y: expected one class per node as a list, got a table of shape "
+            f"{stored.shape} in which each row marks one class; write y.argmax(1)"
+        )
+    return table
+
+
 def notes_of_nodes(arrays: Arrays, labels: np.ndarray) -> Iterator[str]:
     """Sentences on what was done to features, and on classes without nodes."""
     if (dtype := arrays[FEATURES].dtype) != np.float32:
         yield f"x: {dtype} became float32"
+    if labels.ndim == 2:
+        yield f"y: {labels.shape[1]} labels, of which a node may have several"
     if missing := int((labels < 0).sum()):
         yield f"y: {missing} nodes have no class, and are in no split"
-    if empty := np.flatnonzero(np.bincount(labels[labels >= 0]) == 0).tolist():
+    of_class = (
+        labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels[labels >= 0])
+    )
+    if empty := np.flatnonzero(of_class == 0).tolist():
         more = ", ..." if len(empty) > 5 else ""
         yield (
             f"y: {len(empty)} classes have no node: "

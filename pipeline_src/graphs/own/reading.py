@@ -66,12 +66,14 @@ def graph_from_arrays(name: str, arrays: Arrays, given: GivenGraph) -> OwnGraph:
     graph = Graph(
         name=name,
         features=torch.from_numpy(features),
-        labels=torch.from_numpy(np.maximum(labels, 0)),  # any class, in no split
+        labels=torch.from_numpy(
+            np.maximum(labels, 0).astype(labels.dtype)
+        ),  # any class, in no split
         train_index=torch.from_numpy(train),
         validation_index=torch.from_numpy(validation),
         test_index=torch.from_numpy(test),
         adjacency=adjacency,
-        num_classes=int(labels.max()) + 1,
+        num_classes=labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1,
     )
     return OwnGraph(
         graph,

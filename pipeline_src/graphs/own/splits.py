@@ -16,11 +16,14 @@ def checked_splits(arrays: Arrays, given: GivenGraph, labels: np.ndarray) -> Spl
     """Nodes to train, validate and test on, sorted int64, disjoint, none empty.
 
     A split that the configuration asks for is made, whatever the file holds. Nodes
-    without a class, whose label is -1, are in none.
+    without a class, whose label is -1, are in none. Where a node may have several
+    labels, shares are those of all nodes.
 
     Raises:
         ValueError: if there is no split, or what the file gives is none.
     """
+    if labels.ndim == 2:  # several labels: shares are those of all nodes
+        labels = np.zeros(len(labels), np.int64)
     split = given.split or GivenSplit()
     if split.train is not None and split.val is not None:
         labeled = np.flatnonzero(labels >= 0)

@@ -17,6 +17,7 @@ from pipeline_src.gnn.models import GraphNetwork, SageLayer
 from pipeline_src.graphs.graph import Graph
 from pipeline_src.measuring.lean.layouts import Estimate, Layout, Sides, sides_of
 from pipeline_src.quant.rectified import Normalization
+from pipeline_src.training.batches import Batch
 from pipeline_src.training.spec import MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from pipeline_src.training.trainer import Trainer
 
@@ -106,10 +107,10 @@ class LayoutTrainer(Trainer):
         super().__init__(spec, graph, None, seed)
         self.layouts = layouts
 
-    def logits(self, epoch: int) -> Tensor:
-        """As the model's, with Dropout and noise of this seed and epoch alone."""
+    def logits(self, step: int, batch: Batch | None = None) -> Tensor:
+        """As the model's, with Dropout and noise of this seed and step alone."""
         self.model.train()
-        generator = torch.Generator().manual_seed(self.seed * 2**20 + epoch)
+        generator = torch.Generator().manual_seed(self.seed * 2**20 + step)
         dropout = self.spec.model.dropout
         model = cast(GraphNetwork, self.model)
         *hidden, last = cast(list[SageLayer], list(model.convolutions))

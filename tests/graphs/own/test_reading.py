@@ -174,10 +174,12 @@ LISTS = {
         ({"y": None}, {}, r"y: expected an array of this name"),
         ({"y": NODES[:5] % 2}, {}, r"y: expected 6 classes.*got shape \(5,\)"),
         (
-            {"y": np.eye(6, 2, dtype=int)},
+            {"y": np.eye(2, dtype=int)[NODES % 2]},
             {},
             r"y: expected one.*\(6, 2\).*argmax",
         ),
+        ({"y": np.eye(6, 2) * 2}, {}, r"y: expected a table of 0 and 1.*float64"),
+        ({"y": np.eye(5, 2)}, {}, r"y: expected 6 rows.*got shape \(5, 2\)"),
         ({"y": NODES % 2 / 1}, {}, r"y: expected classes as int.*float64.*y.long\(\)"),
         ({"y": NODES % 2 == 1}, {}, r"y: expected classes as integers, got bool"),
         (
@@ -384,3 +386,19 @@ def test_nodes_without_a_class_stay_in_the_graph_and_out_of_a_made_split(labels)
     unlabeled = len(y) - len(labeled)
     expected = f"y: {unlabeled} nodes have no class, and are in no split"
     assert said == ([expected] if unlabeled else [])
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.float32])
+def test_a_table_of_several_labels_stays_one(dtype):
+    """A node may have none; shares of a split are those of all nodes."""
+    table = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    arrays = broken(y=table.astype(dtype), **NO_MASKS)
+    made = given(split={"train": 0.5, "val": 0.2})
+    graph, notes = graph_from_arrays("mine", arrays, made)
+    assert graph.is_multilabel
+    assert (graph.labels.numpy() == table).all()
+    assert graph.num_classes == 3
+    assert [len(index) for index in graph.splits.values()] == [3, 1, 2]
+    assert "y: 3 labels, of which a node may have several" in notes
+    assert "y: 1 classes have no node: 2" in notes
+    check_graph(graph)
