@@ -44,9 +44,14 @@ class PartTrainer:
         """Seed torch's global generators and build what the specification names.
 
         Raises:
-            ValueError: if the method cannot be trained over ranks, or the part is
-                another rank's.
+            ValueError: if the method cannot be trained over ranks, the training names
+                batches, or the part is another rank's.
         """
+        if spec.training.batches is not None:
+            raise ValueError(
+                f"{spec.cell}: parts train on the full graph, got batches "
+                f"{spec.training.batches.to_json()}; leave batches out"
+            )
         self.spec, self.part, self.ranks = spec, part, ranks
         self.device = part.features.device
         shape = part_shape(spec, part)
