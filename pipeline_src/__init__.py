@@ -22,6 +22,9 @@ if TYPE_CHECKING:
         Part as Part,
         Recompute as Recompute,
     )
+    from pipeline_src.compression.joint.backend import (
+        compressed_backend as compressed_backend,
+    )
     from pipeline_src.compression.memory.report import (
         MemoryReport as MemoryReport,
         memory_report as memory_report,
@@ -116,6 +119,7 @@ _HOMES = {
     "compression.config": (
         *("Codes", "CompressionConfig", "Keep", "Offload", "Part", "Recompute"),
     ),
+    "compression.joint.backend": ("compressed_backend",),
     "compression.memory.report": ("MemoryReport", "memory_report"),
     "gnn.aggregation": ("Aggregation", "gcn_aggregation", "mean_aggregation"),
     "gnn.feature_bits": ("FeatureBits",),

@@ -59,7 +59,8 @@ class Attachment:
             raise RuntimeError(
                 "a compressed model cannot be compiled: torch.compile cannot trace the "
                 "rules that keep codes; call the model itself, not what torch.compile "
-                "returned, or decompress() it"
+                "returned, or decompress() it and compile it with "
+                "backend=compressed_backend(config)"
             )
         if not (model.training and torch.is_grad_enabled()):
             self._scopes.append(None)
@@ -107,7 +108,8 @@ def compress(model: Model, config: CompressionConfig | None = None) -> Model:
         model: any module; what it calls is compressed with it.
         config: bits, and choices for parts of the model.
 
-    Under torch.compile forward refuses to run: rules cannot be traced.
+    Under torch.compile forward refuses to run: rules cannot be traced. A model that is
+    to be compiled takes compressed_backend in place of this.
 
     Raises:
         ValueError: if the model, or a part of it, is compressed already.
