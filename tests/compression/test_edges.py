@@ -58,7 +58,7 @@ FUNCTIONS = {
     "weighted": lambda m, x: summed(x[SENDERS] * EDGE_DATA, RECEIVERS),
     "difference": lambda m, x: summed((x[SENDERS] - x[RECEIVERS]).exp(), RECEIVERS),
     "product with itself": lambda m, x: summed(x[SENDERS] * x[SENDERS], RECEIVERS),
-    "maximum": lambda m, x: largest(x[SENDERS].round(), RECEIVERS),
+    "maximum": lambda m, x: largest(x[SENDERS], RECEIVERS),
     "mapped": lambda m, x: summed(x[SENDERS] @ m.weight, RECEIVERS),
     "joined": lambda m, x: summed(torch.cat([x[SENDERS], x[RECEIVERS]], -1), RECEIVERS),
     "shapes": lambda m, x: summed(x[SENDERS].view(-1, 2, 4).sum(-1), RECEIVERS),
@@ -96,12 +96,56 @@ def test_values_are_equal_and_gradients_are_pytorchs(name, dtype):
         found.append((output.detach(), input.grad, module.weight.grad))
     (output, *expected), (other, *others) = found
     assert torch.equal(output, other)
+    assert expected[0].abs().max() > 0, "nothing to compare"
     for mine, theirs in zip(expected, others, strict=True):
         if mine is None:
             assert theirs is None
             continue
         bound = EDGES * torch.finfo(dtype).eps * float(mine.abs().max())
         assert (mine - theirs).abs().max() <= bound
+
+
+EXTREMES = {
+    "gathered": lambda x: x[SENDERS],
+    "scaled": lambda x: x[SENDERS] * EDGE_DATA.sign(),
+    "of both": lambda x: x[SENDERS] - x[RECEIVERS],
+    "activated": lambda x: x[SENDERS].relu(),
+    "product": lambda x: x[SENDERS] * x[RECEIVERS],
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("reduce", ["amax", "amin"])
+@pytest.mark.parametrize("before", [0.0, 0.5])
+def test_extremes_with_ties_have_pytorchs_gradients(name, reduce, before):
+    """Whole numbers, many equal to each other, and some to what was there before.
+
+    PyTorch counts that as one of those that share the gradient.
+    """
+
+    def function(module, x):
+        messages = EXTREMES[name](x)
+        output = messages.new_full((NODES, WIDTH), before)
+        places = RECEIVERS[:, None].expand(messages.shape)
+        return output.scatter_reduce_(0, places, messages, reduce, include_self=False)
+
+    generator = torch.Generator().manual_seed(6)
+    values = torch.randint(-2, 3, (NODES, WIDTH), generator=generator) / 2
+    module, found = Messages(function), []
+    for is_compressed in (False, True):
+        if is_compressed:  # at two bits, since what is compared must be exact
+            compress(module, CompressionConfig(bits=2, min_numel=1))
+        x = values.clone().requires_grad_()
+        output = module(x * 1)
+        weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+        (output * weights).sum().backward()
+        found.append((output.detach(), x.grad))
+    (output, expected), (other, gradient) = found
+    assert torch.equal(output, other)
+    assert (output == before).any()
+    assert expected.abs().max() > 0
+    bound = EDGES * EPS * float(expected.abs().max())
+    assert (gradient - expected).abs().max() <= bound
 
 
 def test_messages_are_not_whole(monkeypatch):

@@ -22,7 +22,7 @@ from pipeline_src.compression.edges.messages import (
     without_tensors,
 )
 from pipeline_src.compression.edges.receivers import Receivers
-from pipeline_src.compression.sources import Source, whole
+from pipeline_src.compression.sources import Bits, Source, whole
 from pipeline_src.quant.first_order import first_order
 from pipeline_src.quant.references import check_unchanged, watch
 
@@ -119,6 +119,8 @@ class Evaluate(Function):
     def forward(
         ctx: Any, plan: Plan, output: Tensor, sources: Sources, *tensors: Tensor
     ) -> Tensor:
+        is_extreme = plan.receivers is not None and plan.reduce != "sum"
+        before = output.clone() if is_extreme and any(ctx.needs_input_grad) else None
         for nodes, edges in plan.ranges(output.device):
             messages = plan.messages(plan.values(list(tensors), edges), edges)
             if plan.receivers is None:
@@ -132,6 +134,7 @@ class Evaluate(Function):
                     0, places, messages, plan.reduce, include_self=False
                 )
         ctx.plan, ctx.sources = plan.without_tensors(), sources
+        ctx.stayed = None if before is None else Bits.of(before == output)
         ctx.references = watch(_by_reference(plan))
         ctx.shapes = [(one.shape, one.dtype) for one in tensors]
         ctx.set_materialize_grads(False)
@@ -147,7 +150,8 @@ class Evaluate(Function):
         if gradient is None:
             return nothing
         check_unchanged(ctx.references)
-        totals = leaf_gradients(plan, ctx.sources, ctx.shapes, needed, gradient)
+        stayed = None if ctx.stayed is None else whole(ctx.stayed)
+        totals = leaf_gradients(plan, ctx.sources, ctx.shapes, needed, gradient, stayed)
         return None, None, None, *totals
 
 
@@ -160,6 +164,7 @@ def leaf_gradients(
     shapes: Shapes,
     needed: Sequence[bool],  # which leaves' gradients
     gradient: Tensor,  # of the output
+    stayed: Tensor | None = None,  # where an extreme is what was there before, bool
 ) -> list[Tensor | None]:
     """Gradients of leaves, from messages that are formed again range by range."""
     tensors = [
@@ -179,7 +184,9 @@ def leaf_gradients(
         ]
         with torch.enable_grad():
             messages = plan.messages(values, edges)
-        of_messages = _of_messages(plan, messages.detach(), gradient, nodes, edges)
+        of_messages = _of_messages(
+            plan, messages.detach(), gradient, nodes, edges, stayed
+        )
         wanted_values = [v for v in values if v.requires_grad]
         found = iter(
             torch.autograd.grad(messages, wanted_values, of_messages, allow_unused=True)
@@ -229,7 +236,12 @@ def _value(
 
 
 def _of_messages(
-    plan: Plan, messages: Tensor, gradient: Tensor, nodes: slice, edges: slice
+    plan: Plan,
+    messages: Tensor,
+    gradient: Tensor,
+    nodes: slice,
+    edges: slice,
+    stayed: Tensor | None,
 ) -> Tensor:
     """Gradient of the messages of a range."""
     if plan.receivers is None:
@@ -241,9 +253,11 @@ def _of_messages(
     places = plan.places(nodes, edges, messages)
     extremes = torch.zeros_like(gradient[nodes])
     extremes.scatter_reduce_(0, places, messages, plan.reduce, include_self=False)
-    # Those that are equal share the gradient, as they do in PyTorch.
+    # Those that are equal share the gradient, as they do in PyTorch, which counts the
+    # value that was there before as one of them.
     hit = (messages == extremes.gather(0, places)).to(messages.dtype)
-    count = torch.zeros_like(extremes).scatter_add_(0, places, hit)
+    assert stayed is not None, "a maximum whose gradient is asked for"
+    count = stayed[nodes].to(messages.dtype).scatter_add_(0, places, hit)
     return of_messages * hit / count.gather(0, places)
 
 

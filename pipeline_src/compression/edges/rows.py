@@ -26,6 +26,7 @@ from pipeline_src.compression.edges.messages import (
     Expression,
     Leaf,
     Mask,
+    Need,
     leaves,
     needs,
 )
@@ -120,6 +121,8 @@ def _evaluated(keeper: Keeper, plan: Plan, output: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and is_trained):
         with torch.no_grad():
             return Evaluate.apply(plan, output, (None,) * len(tensors), *tensors)
+    if plan.reduce != "sum":  # which messages are the extremes is asked again
+        asked = dict.fromkeys(asked, Need.NONLINEAR)
     # Tensors of nodes are small beside those of edges that are not kept.
     source = partial(keeper.source_of_its_own, use=Use.SMOOTH)
     sources = sources_of(plan, asked, source, keeper.exact)
