@@ -1,4 +1,4 @@
-"""The configuration of EXACT's workloads beside the published hyper-parameters."""
+"""The configurations of EXACT's workloads beside the published hyper-parameters."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from pipeline_src.configuration.checks import checked_configuration, read_schema
 from pipeline_src.configuration.plans import run_specs
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "config" / "exact.yaml"
+FILES = [ROOT / "config" / name for name in ("exact.yaml", "exact-batches.yaml")]
 
 # As the files conf/*.yaml of the public code have them for Flickr: layers, hidden,
 # dropout, epochs; then what the loader or the class is told. Learning rate 0.01, Adam,
@@ -27,9 +27,14 @@ PUBLISHED = {
 
 @pytest.fixture(scope="module")
 def specs():
-    config = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     schema = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
-    return run_specs(checked_configuration(config, schema))
+    return [
+        spec
+        for file in FILES
+        for spec in run_specs(
+            checked_configuration(yaml.safe_load(file.read_text("utf-8")), schema)
+        )
+    ]
 
 
 def test_every_workload_is_there_with_ten_seeds_of_each_method(specs):
