@@ -29,7 +29,7 @@ class How(Enum):
 
     AFFINE = "a copy, scaled and moved by what is known without gradients"
     PRODUCT = "multiplied, value by value, by a gradient"
-    AVERAGED = "summed over many values"
+    AVERAGED = "that, summed over many values"
 
 
 # Affine in their first argument, whatever the others, which must not depend on it.
@@ -40,7 +40,6 @@ _FIRST = {
     *(aten.slice.Tensor, aten.select.int, aten.clone.default, aten.alias.default),
     *(aten.neg.default, aten.div.Tensor, aten.div.Scalar, aten.mul.Scalar),
     *(aten.index.Tensor, aten.gather.default, aten.index_select.default),
-    *(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default),
     *(aten.squeeze.default, aten.transpose.int),
 }
 # Affine in several arguments together.
@@ -55,6 +54,9 @@ _ALL: dict[Any, tuple[int, ...]] = {
 _PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((aten.mul.Tensor, aten.mm.default, aten.bmm.default), (0, 1)),
     aten.addmm.default: (1, 2),
+}
+_SUMS = {
+    *(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default),
 }
 
 
@@ -78,7 +80,6 @@ def dependence(
         gradients: the nodes that depend on gradients of outputs.
         linear: qualified names of operators that are linear in their first argument.
     """
-    numel = kept.meta["val"].numel()
     how: dict[Node, How] = {kept: How.AFFINE}
     is_product = False
     for node in kept.graph.nodes:
@@ -88,9 +89,7 @@ def dependence(
         found = _affine(node, how, gradients, linear)
         if found is None:
             return Verdict(f"{_name(node)} is not known to be linear in it")
-        value = node.meta.get("val")
-        size = value.numel() if isinstance(value, torch.Tensor) else numel
-        if found is not How.AFFINE and size * MIN_AVERAGED <= numel:
+        if found is How.PRODUCT and _averages(node, depends):
             found = How.AVERAGED
         is_product |= found is How.PRODUCT and _travels(node)
         how[node] = found
@@ -113,7 +112,7 @@ def _affine(
         return _joined(inside, how) if value.dtype.is_floating_point else None
     if target is aten.cat.default:
         return _joined(inside, how)
-    if target in _FIRST or _name(node).split(".")[0] in linear:
+    if target in _FIRST | _SUMS or _name(node).split(".")[0] in linear:
         alone = inside == {arguments[0]} and _is_used_at(node, arguments[0], (0,))
         return _joined(inside, how) if alone else None
     places = _ALL.get(target, ())
@@ -153,12 +152,19 @@ def _joined(nodes: set[Node], how: dict[Node, How]) -> How:
     return How.AFFINE
 
 
+def _averages(node: Node, summed: list[Node]) -> bool:
+    """Whether each value is a sum over MIN_AVERAGED of an argument's or more."""
+    if node.target not in _SUMS | {aten.mm.default}:
+        return False
+    size = node.meta["val"].numel()
+    return max(one.meta["val"].numel() for one in summed) >= size * MIN_AVERAGED
+
+
 def _travels(node: Node) -> bool:
     """Whether a product value by value is read other than to be summed at once."""
     if node.target is not aten.mul.Tensor:
         return False
-    sums = {aten.sum.dim_IntList, aten.sum.default}
-    return any(user.target not in sums for user in node.users)
+    return any(user.target not in _SUMS for user in node.users)
 
 
 def _is_used_at(node: Node, one: Any, places: tuple[int, ...]) -> bool:
