@@ -111,6 +111,7 @@ PACKAGES: dict[str, set[str]] = {
     "measuring.gpu": {"torch"},
     "measuring.gpu.results": set(),
     "measuring.gpu.summary": set(),
+    "measuring.compiled_models": {"torch", "pandas"},
     "measuring.compressed_models": {"torch", "torch_geometric", "pandas"},
     "measuring.loading": {"torch", "torch_geometric", "pandas"},
     # The only place that names packages which are no dependencies.

@@ -164,7 +164,8 @@ class Keeper:
         """An index of edges, or an equal one that forward made before and holds.
 
         A layer may make its own from the edges that it is given, with loops, and each
-        layer the same.
+        layer the same. The comparison waits for a GPU, as what makes such indices does
+        by itself: how many edges are loops, the device knows.
         """
         if self.residents.name(index) is not None or type(index) is not Tensor:
             return index

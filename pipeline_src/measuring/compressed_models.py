@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -211,7 +212,7 @@ def input_of(graph: Graph, case: Case) -> Tensor:
 class Side:
     """One of the two copies."""
 
-    def __init__(self, model: nn.Module, graph: Graph, edges: Tensor) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, edges: Any) -> None:
         self.model, self.graph, self.edges = model, graph, edges
         self.seconds: list[float] = []
 
@@ -268,6 +269,17 @@ def measure(case: Case, bits: int, steps: int, draws: int) -> dict[str, object]:
     del optimizer
     config = CompressionConfig(bits=bits, choices=case.choices)
     ours = Side(compress(copy.deepcopy(model), config), graph, edges)
+    return {
+        "network": case.name,
+        "input": "matrix" if case.as_matrix else "edges",
+        "graph": case.graph,
+        "bits": bits,
+        **compared(eager, ours, steps, draws),
+    }
+
+
+def compared(eager: Side, ours: Side, steps: int, draws: int) -> dict[str, object]:
+    """What a row says of the two sides, which take turns."""
     equal = torch.equal(eager.forward(1), ours.forward(1))
     exact, found = [], []
     for draw in range(draws):
@@ -281,10 +293,6 @@ def measure(case: Case, bits: int, steps: int, draws: int) -> dict[str, object]:
     saved_ours, peak_ours = ours.memory()
     medians = [statistics.median(side.seconds) for side in (eager, ours)]
     return {
-        "network": case.name,
-        "input": "matrix" if case.as_matrix else "edges",
-        "graph": case.graph,
-        "bits": bits,
         "forward equal": equal,
         "saved [MiB]": round(saved, 2),
         "saved, compressed [MiB]": round(saved_ours, 2),

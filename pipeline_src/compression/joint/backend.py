@@ -85,8 +85,9 @@ def compressed_backend(
 
     For a model that is not compressed: torch.compile(model, fullgraph=True,
     dynamic=False, backend=compressed_backend(config)). Values of forward are those of
-    the same compilation without codes. Constant shapes only: what has others is kept
-    as it is, and so is whatever a gradient is not known to be linear in.
+    the same compilation without codes, up to the order in which threads add to a node,
+    which changes from run to run in either. Constant shapes only: what has others is
+    kept as it is, and so is whatever a gradient is not known to be linear in.
 
     Args:
         config: bits of codes and of products, seed, and the smallest tensor to code.
