@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch_geometric.nn as pyg
 from torch import nn
 
 from pipeline_src.compression.attachment import compress
@@ -146,6 +147,37 @@ def test_extremes_with_ties_have_pytorchs_gradients(name, reduce, before):
     assert expected.abs().max() > 0
     bound = EDGES * EPS * float(expected.abs().max())
     assert (gradient - expected).abs().max() <= bound
+
+
+AGGREGATIONS = (
+    *("sum", "mean", "max", "min", "mul", "var", "std", "softmax", "median"),
+    *("powermean", ["max", "mean", "std", "min"]),
+)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS, ids=str)
+def test_aggregations_of_gathered_rows_have_pytorchs_gradients(aggregation):
+    """Half of the features are 0, as behind a ReLU: equal values are many."""
+    receivers = RECEIVERS.sort().values  # the median asks for it
+    edges = torch.stack([SENDERS, receivers])
+    torch.manual_seed(0)
+    model = pyg.SAGEConv(WIDTH, 4, aggr=aggregation)
+    values = torch.randn(NODES, WIDTH, generator=torch.Generator().manual_seed(7))
+    found = []
+    for is_compressed in (False, True):
+        if is_compressed:
+            compress(model, CompressionConfig(bits=32, min_numel=1))
+        model.zero_grad()
+        x = values.relu().requires_grad_()
+        output = model(x * 1, edges)
+        weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+        (output * weights).sum().backward()
+        gradients = [x.grad, *(one.grad for one in model.parameters())]
+        found.append((output.detach(), gradients))
+    (output, expected), (other, gradients) = found
+    assert torch.equal(output, other)
+    for mine, theirs in zip(expected, gradients, strict=True):
+        assert (mine - theirs).abs().max() <= EDGES * EPS * mine.abs().max()
 
 
 def test_messages_are_not_whole(monkeypatch):
