@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline_src.distributed.aggregation import Halo, part_aggregation
 from pipeline_src.distributed.network import PartNetwork
 from pipeline_src.distributed.parts import GraphPart
-from pipeline_src.distributed.plans import refuse_method
+from pipeline_src.distributed.plans import refuse_run
 from pipeline_src.distributed.ranks import Ranks
 from pipeline_src.distributed.wire import Wire
 from pipeline_src.gnn.models import Keep
@@ -44,14 +44,9 @@ class PartTrainer:
         """Seed torch's global generators and build what the specification names.
 
         Raises:
-            ValueError: if the method cannot be trained over ranks, the training names
-                batches, or the part is another rank's.
+            ValueError: if ranks cannot train the run, or the part is another rank's.
         """
-        if spec.training.batches is not None:
-            raise ValueError(
-                f"{spec.cell}: parts train on the full graph, got batches "
-                f"{spec.training.batches.to_json()}; leave batches out"
-            )
+        refuse_run(spec)
         self.spec, self.part, self.ranks = spec, part, ranks
         self.device = part.features.device
         shape = part_shape(spec, part)
@@ -182,6 +177,5 @@ def _keeper_of(
     compile: str,
     device: torch.device,
 ) -> Keep | None:
-    refuse_method(spec.method)
     keeper = keeper_of(spec.method, shape, boundaries_of, compile, device)
     return cast("Keep | None", keeper)  # of these policies

@@ -17,6 +17,7 @@ from pipeline_src.distributed.wire import Wire
 from pipeline_src.gnn.aggregation import gcn_aggregation, mean_aggregation
 from pipeline_src.gnn.models import GraphNetwork
 from pipeline_src.graphs.graph import adjacency_from_edges
+from pipeline_src.training.spec import BatchSpec
 from pipeline_src.training.trainer import Trainer
 
 UNIT = 2.0**-24  # of float32
@@ -214,6 +215,18 @@ def test_other_policies_are_refused(policy):
     (part,) = cut(rank_cases.planted(), torch.zeros(NODES, dtype=torch.int64), 1)
     with pytest.raises(ValueError, match="full or exact, got"):
         PartTrainer(spec(policy=policy), part, Ranks(), Wire(), 0)
+
+
+def test_batches_and_classes_are_refused():
+    (part,) = cut(rank_cases.planted(), torch.zeros(NODES, dtype=torch.int64), 1)
+    run = spec()
+    batches = BatchSpec("cluster", 1, num_parts=2)
+    training = replace(run.training, batches=batches)
+    with pytest.raises(ValueError, match="takes the full graph, got batches"):
+        PartTrainer(replace(run, training=training), part, Ranks(), Wire(), 0)
+    model = replace(run.model, layer="torch_geometric.nn.GAT", input="edges")
+    with pytest.raises(ValueError, match="got class torch_geometric.nn.GAT of model"):
+        PartTrainer(replace(run, model=model), part, Ranks(), Wire(), 0)
 
 
 @pytest.mark.parametrize("policy", ["full", "exact"])

@@ -22,7 +22,7 @@ from pipeline_src.configuration.plans import (
     run_specs,
     sizes_vary,
 )
-from pipeline_src.distributed.plans import refuse_method
+from pipeline_src.distributed.plans import refuse_run
 from pipeline_src.features.plans import feature_plans
 from pipeline_src.records.sources import imported_sources
 from pipeline_src.settings.plans import activation_plans

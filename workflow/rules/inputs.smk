@@ -45,7 +45,7 @@ def spec_of_run(wildcards):
 
 
 def spec_of_ranks(wildcards):
-    refuse_method(CELLS[wildcards.cell].method)
+    refuse_run(CELLS[wildcards.cell])
     return spec_of_run(wildcards)
 
 
