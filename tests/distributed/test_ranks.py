@@ -225,7 +225,9 @@ def test_batches_and_classes_are_refused():
     with pytest.raises(ValueError, match="takes the full graph, got batches"):
         PartTrainer(replace(run, training=training), part, Ranks(), Wire(), 0)
     model = replace(run.model, layer="torch_geometric.nn.GAT", input="edges")
-    with pytest.raises(ValueError, match="got class torch_geometric.nn.GAT of model"):
+    with pytest.raises(
+        ValueError, match=r"got class torch_geometric\.nn\.GAT of model"
+    ):
         PartTrainer(replace(run, model=model), part, Ranks(), Wire(), 0)
 
 
