@@ -56,6 +56,7 @@ class Attachment:
             RuntimeError: under torch.compile, which cannot trace rules.
         """
         if torch._C._dynamo.eval_frame.get_eval_frame_callback():
+            self._scopes.append(None)  # close() comes all the same
             raise RuntimeError(
                 "a compressed model cannot be compiled: torch.compile cannot trace the "
                 "rules that keep codes; call the model itself, not what torch.compile "
