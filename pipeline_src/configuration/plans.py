@@ -107,6 +107,15 @@ def measurement_plans(config: Mapping[str, Any]) -> list[MeasurementPlan]:
     return plans
 
 
+def blocks_are_measured(plans: Iterable[MeasurementPlan]) -> bool:
+    """Whether a method of the published layout, whose blocks have a size, is measured.
+
+    >>> blocks_are_measured([])
+    False
+    """
+    return any(spec.method.policy == "exact" for plan in plans for spec in plan.specs)
+
+
 def methods_compete(plans: Iterable[MeasurementPlan]) -> bool:
     """Whether some graph and model has enough timed methods for a front of them.
 

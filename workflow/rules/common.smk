@@ -14,6 +14,7 @@ from pipeline_src.configuration.checks import (
 )
 from pipeline_src.configuration.model_keys import file_of_class
 from pipeline_src.configuration.plans import (
+    blocks_are_measured,
     byte_book_specs,
     capture_plans,
     class_model_specs,
@@ -88,7 +89,11 @@ METHODS = [spec.method for plan in MEASUREMENTS.values() for spec in plan.specs]
 FIGURES = [
     *(["accuracy_memory", "training_curves"] if CELLS else []),
     "boundaries",
-    *(["memory_block_size", "epoch_time_block_size"] if MEASUREMENTS else []),
+    *(
+        ["memory_block_size", "epoch_time_block_size"]
+        if blocks_are_measured(MEASUREMENTS.values())
+        else []
+    ),
     *(["pareto"] if methods_compete(MEASUREMENTS.values()) else []),
     *(["scaling"] if sizes_vary(MEASUREMENTS.values()) else []),
     *(["ablation"] if any(method.without for method in METHODS) else []),
